@@ -1,0 +1,195 @@
+"""Environment id or factory -> environment, and the facts about its spaces. Imports neither torch nor numba.
+
+Stage 1 of 8, `step`: workers and the evaluator step what `make_env` returns; the spaces are checked once,
+at the start, by `describe`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import math
+import re
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from numpy.typing import NDArray
+
+from fdql.config import ConfigError
+
+Env = gym.Env[Any, Any]
+
+# Packages that register their environments when imported, and the extra that brings them.
+_PLUGINS = {"Bullet": ("pybullet_envs_gymnasium", "bullet"), "ALE/": ("ale_py", "atari")}
+# Which extra brings what a registered environment needs, by its entry point.
+_EXTRAS = {"box2d": "box2d", "classic_control": "classic", "mujoco": "mujoco", "ale_py": "atari"}
+# Where gymnasium registers no threshold for an environment whose score has an agreed line:
+# (mean return, episodes); Pendulum's score varies with its start, so it is averaged over more.
+_LINES = {"Pendulum-v1": (-180.0, 100)}
+
+
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EnvSpec:
+    """What the engine knows of an environment.
+
+    obs_dim           components of the observation, flattened
+    obs_shape         its shape in the environment
+    discrete          kind of action
+    action_dim        actions to choose from (discrete) or components of the action
+    action_shape      shape of a continuous action in the environment
+    action_start      first action's number (discrete)
+    low, high         bounds of a continuous action, flattened
+    return_threshold  mean return at which the environment counts as solved, None when nobody says
+    eval_episodes     episodes that such a mean is taken over
+    """
+
+    env: str
+    obs_dim: int
+    obs_shape: tuple[int, ...]
+    discrete: bool
+    action_dim: int
+    action_shape: tuple[int, ...]
+    action_start: int
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    return_threshold: float | None
+    eval_episodes: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dict for JSON."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(values: dict[str, Any]) -> EnvSpec:
+        """Inverse of to_dict. Raises ConfigError when a key is missing or unknown."""
+        try:
+            return EnvSpec(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        except TypeError as error:
+            raise ConfigError(f"not a description of an environment: {error}") from None
+
+
+class ActionScale:
+    """From the policy's action to the environment's: [-1, 1] onto the Box, or an index onto the Discrete."""
+
+    def __init__(self, spec: EnvSpec) -> None:
+        self._spec = spec
+        self._low = np.asarray(spec.low, dtype=np.float64)
+        self._half = (np.asarray(spec.high, dtype=np.float64) - self._low) / 2
+
+    def __call__(self, action: NDArray[Any]) -> Any:
+        """One action, (A,) float32 in [-1, 1] or an int; returns what env.step takes."""
+        if self._spec.discrete:
+            return int(action) + self._spec.action_start
+        scaled = self._low + (action.astype(np.float64) + 1.0) * self._half
+        return scaled.astype(np.float32).reshape(self._spec.action_shape)
+
+
+def make_env(env: str) -> Env:
+    """Make the environment named by a Gymnasium id or by `module:factory`.
+
+    Raises ConfigError: unknown id (with near ones), missing extra (with the command), a factory that
+    cannot be imported or does not return an environment.
+    """
+    head, _, factory = env.partition(":")
+    if factory and not re.search(r"-v\d+$", factory):  # module:Name-v0 is Gymnasium's own notation
+        return _from_factory(env, head, factory)
+    for part, (package, extra) in _PLUGINS.items():
+        if part in env:
+            try:
+                importlib.import_module(package)
+            except ImportError as error:
+                raise ConfigError(_missing(env, extra, error)) from None
+    try:
+        made: Env = gym.make(env)
+    except gym.error.DependencyNotInstalled as error:
+        entry = str(getattr(gym.registry.get(env), "entry_point", ""))
+        extra = next((x for key, x in _EXTRAS.items() if key in entry), "envs")
+        raise ConfigError(_missing(env, extra, error)) from None
+    except (gym.error.Error, ModuleNotFoundError) as error:
+        near = difflib.get_close_matches(env, list(gym.registry), n=3, cutoff=0.5)
+        hint = f"did you mean {', '.join(near)}?" if near else "CartPole-v1 works"
+        raise ConfigError(
+            f"env = {env!r}: Gymnasium knows no such environment ({error}); {hint} "
+            "Your own is given as module:factory"
+        ) from None
+    return made
+
+
+def _from_factory(env: str, module_name: str, factory: str) -> Env:
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)  # `python -m` and the console script differ here; users expect their folder
+    try:
+        target: Any = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ConfigError(
+            f"env = {env!r}: cannot import module {module_name!r} ({error}); it is looked for on the "
+            f"Python path and in {here}"
+        ) from None
+    for name in factory.split("."):
+        if not hasattr(target, name):
+            raise ConfigError(f"env = {env!r}: {module_name!r} has no attribute {factory!r}")
+        target = getattr(target, name)
+    if not callable(target):
+        raise ConfigError(f"env = {env!r}: {factory!r} is not callable; it must return a gymnasium.Env")
+    made = target()
+    if not isinstance(made, gym.Env):
+        raise ConfigError(f"env = {env!r}: {factory!r} returned {type(made).__name__}, not a gymnasium.Env")
+    return made
+
+
+def _missing(env: str, extra: str, error: Exception) -> str:
+    return (
+        f"env = {env!r} needs a package that is not installed ({error}); install the extra {extra!r}: "
+        f'pip install -c constraints.txt -e ".[{extra}]"'
+    )
+
+
+def describe(env: str, made: Env) -> EnvSpec:
+    """Check the spaces of an environment and collect what the engine needs of it.
+
+    Raises ConfigError naming the space and what is supported: observations are a Box of at most 65,536
+    numbers (not images), actions a Discrete or a Box with finite bounds.
+    """
+    obs, act = made.observation_space, made.action_space
+    if not isinstance(obs, gym.spaces.Box):
+        raise ConfigError(
+            f"env = {env!r} has observations {obs}: a Box is supported; "
+            "gymnasium.wrappers.FlattenObservation in your own factory makes one of it"
+        )
+    if obs.dtype == np.uint8 and len(obs.shape) >= 2:
+        raise ConfigError(f"env = {env!r} has image observations {obs}: vectors are supported so far")
+    obs_dim = math.prod(obs.shape)
+    if not 1 <= obs_dim <= 65_536:
+        raise ConfigError(f"env = {env!r} has {obs_dim} observation components: 1 to 65536 are supported")
+    line = _LINES.get(env, (None, 20))
+    threshold = line[0]
+    if threshold is None and made.spec is not None and made.spec.reward_threshold is not None:
+        threshold = float(made.spec.reward_threshold)
+    common = {"env": env, "obs_dim": obs_dim, "obs_shape": tuple(obs.shape), "return_threshold": threshold}
+    if isinstance(act, gym.spaces.Discrete):
+        if act.n < 2:
+            raise ConfigError(f"env = {env!r} has {act.n} action: at least 2 are needed to learn anything")
+        return EnvSpec(
+            **common, discrete=True, action_dim=int(act.n), action_shape=(), action_start=int(act.start),
+            low=(), high=(), eval_episodes=line[1],
+        )  # fmt: skip
+    if isinstance(act, gym.spaces.Box) and act.shape and math.prod(act.shape) >= 1:
+        low, high = act.low.astype(np.float64).ravel(), act.high.astype(np.float64).ravel()
+        bad = np.flatnonzero(~(np.isfinite(low) & np.isfinite(high) & (low < high)))
+        if bad.size:
+            i = int(bad[0])
+            raise ConfigError(
+                f"env = {env!r}: component {i} of its action lies in [{low[i]}, {high[i]}]: bounds must be "
+                "finite with low < high; gymnasium.wrappers.RescaleAction or a Box of your own sets them"
+            )
+        return EnvSpec(
+            **common, discrete=False, action_dim=low.size, action_shape=tuple(act.shape), action_start=0,
+            low=tuple(low.tolist()), high=tuple(high.tolist()), eval_episodes=line[1],
+        )  # fmt: skip
+    raise ConfigError(f"env = {env!r} has actions {act}: Discrete and Box (with bounds) are supported")

@@ -1,0 +1,150 @@
+"""Shapes, order in memory and initial values of every network; numpy only, shared by all learners.
+
+All parameters of a learner live in one flat float32 vector, so that a snapshot is one copy and both
+learners (torch reference, compiled) address the same bytes. Stage 5 of 8, `update`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+F32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NetSpec:
+    """What decides the shape of the networks.
+
+    obs_dim        observation components (a Box is flattened)
+    action_dim     number of actions when discrete, components of the action otherwise
+    discrete       True: Boltzmann policy over the critics, no actor; False: tanh-Gaussian actor
+    critic_width   units of each of the critics' two hidden layers
+    actor_width    units of each of the actor's two hidden layers
+    bins, v_max    HL-Gauss support: `bins` centres evenly on [-v_max, v_max] (scaled reward units)
+    init_std       standard deviation before tanh that a fresh actor has everywhere
+    """
+
+    obs_dim: int
+    action_dim: int
+    discrete: bool
+    critic_width: int = 128
+    actor_width: int = 128
+    bins: int = 101
+    v_max: float = 5.0
+    init_std: float = 0.37
+
+    @property
+    def critic_in(self) -> int:
+        """Input components of a critic: the observation, with the action beside it when continuous."""
+        return self.obs_dim if self.discrete else self.obs_dim + self.action_dim
+
+    @property
+    def critic_out(self) -> int:
+        """Output components of a critic: one distribution per action when discrete, else one."""
+        return self.action_dim * self.bins if self.discrete else self.bins
+
+
+# log std = LOG_STD_MIN + LOG_STD_HALF * (1 + tanh(raw)): range -10..2 (FlashSAC, layer.py)
+LOG_STD_MIN = -10.0
+LOG_STD_HALF = 6.0
+OBS_CLIP = 5.0  # normalised observations are clipped to +-5
+LAYER_NORM_EPS = 1e-5
+
+
+def critic_shapes(spec: NetSpec) -> dict[str, tuple[int, ...]]:
+    """Both critics side by side, index 0 = critic. Layer l: x @ w + b, then layer norm scale g, shift h."""
+    i, w, o = spec.critic_in, spec.critic_width, spec.critic_out
+    return {
+        "critic.w0": (2, i, w), "critic.b0": (2, w), "critic.g0": (2, w), "critic.h0": (2, w),
+        "critic.w1": (2, w, w), "critic.b1": (2, w), "critic.g1": (2, w), "critic.h1": (2, w),
+        "critic.w2": (2, w, o), "critic.b2": (2, o),
+    }  # fmt: skip
+
+
+def actor_shapes(spec: NetSpec) -> dict[str, tuple[int, ...]]:
+    """The actor of continuous actions; columns of the last layer: means, then raw log stds."""
+    if spec.discrete:
+        return {}
+    i, w, o = spec.obs_dim, spec.actor_width, 2 * spec.action_dim
+    return {
+        "actor.w0": (i, w), "actor.b0": (w,), "actor.g0": (w,), "actor.h0": (w,),
+        "actor.w1": (w, w), "actor.b1": (w,), "actor.g1": (w,), "actor.h1": (w,),
+        "actor.w2": (w, o), "actor.b2": (o,),
+    }  # fmt: skip
+
+
+def size_of(shapes: dict[str, tuple[int, ...]]) -> int:
+    """Number of float32 values that `shapes` take, packed without gaps in the order of the dict."""
+    return sum(math.prod(s) for s in shapes.values())
+
+
+def views(flat: F32, shapes: dict[str, tuple[int, ...]]) -> dict[str, F32]:
+    """Name -> view into `flat` (1-d float32, at least size_of(shapes) long). No copy."""
+    out: dict[str, F32] = {}
+    at = 0
+    for name, shape in shapes.items():
+        n = math.prod(shape)
+        out[name] = flat[at : at + n].reshape(shape)
+        at += n
+    return out
+
+
+def is_matrix(name: str) -> bool:
+    """Weight decay applies to matrices only, never to biases and layer norms."""
+    return name.split(".")[1].startswith("w")
+
+
+def _orthogonal(rng: np.random.Generator, rows: int, cols: int, gain: float) -> F32:
+    """Orthogonal rows or columns (Saxe 2014), float32 (rows, cols)."""
+    a = rng.standard_normal((max(rows, cols), min(rows, cols)))
+    q, r = np.linalg.qr(a)
+    q *= np.sign(np.diag(r))
+    return np.ascontiguousarray(gain * (q if rows >= cols else q.T), dtype=np.float32)
+
+
+def _matrices(shape: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    if len(shape) == 3:
+        for k in range(shape[0]):
+            yield (k,)
+    else:
+        yield ()
+
+
+def initialise(spec: NetSpec, rng: np.random.Generator) -> F32:
+    """Fresh parameters, one flat float32 vector: critic_shapes then actor_shapes.
+
+    Hidden layers orthogonal with gain sqrt 2; the critics' last layer zero, so Q starts at 0
+    everywhere; the actor's last layer 0.01 orthogonal with its std bias set to `init_std`.
+    """
+    shapes = critic_shapes(spec) | actor_shapes(spec)
+    flat = np.zeros(size_of(shapes), dtype=np.float32)
+    for name, p in views(flat, shapes).items():
+        kind = name.split(".")[1]
+        if kind in ("g0", "g1"):
+            p[...] = 1.0
+        elif kind in ("w0", "w1"):
+            for k in _matrices(p.shape):
+                p[k] = _orthogonal(rng, p.shape[-2], p.shape[-1], math.sqrt(2.0))
+        elif name == "actor.w2":
+            p[...] = _orthogonal(rng, p.shape[0], p.shape[1], 0.01)
+        elif name == "actor.b2":
+            p[spec.action_dim :] = math.atanh((math.log(spec.init_std) - LOG_STD_MIN) / LOG_STD_HALF - 1)
+    return flat
+
+
+# A published policy is one flat float32 vector: this head, then the policy's parameters
+# (critic when discrete, actor when continuous).
+def policy_shapes(spec: NetSpec) -> dict[str, tuple[int, ...]]:
+    """Layout of a published snapshot: statistics and temperature travel with the weights."""
+    head: dict[str, tuple[int, ...]] = {
+        "obs_mean": (spec.obs_dim,),
+        "obs_scale": (spec.obs_dim,),  # 1 / sqrt(var + 1e-8)
+        "temperature": (1,),
+        "reward_scale": (1,),
+    }
+    return head | (critic_shapes(spec) if spec.discrete else actor_shapes(spec))
