@@ -40,7 +40,7 @@ class NetSpec:
 
     @property
     def critic_in(self) -> int:
-        """Input components of a critic: the observation, with the action beside it when continuous."""
+        """Input components of a critic: the observation, then the action when continuous."""
         return self.obs_dim if self.discrete else self.obs_dim + self.action_dim
 
     @property
@@ -57,7 +57,7 @@ LAYER_NORM_EPS = 1e-5
 
 
 def critic_shapes(spec: NetSpec) -> dict[str, tuple[int, ...]]:
-    """Both critics side by side, index 0 = critic. Layer l: x @ w + b, then layer norm scale g, shift h."""
+    """Both critics, index 0 = critic. Layer l: x @ w + b, then layer norm with scale g, shift h."""
     i, w, o = spec.critic_in, spec.critic_width, spec.critic_out
     return {
         "critic.w0": (2, i, w), "critic.b0": (2, w), "critic.g0": (2, w), "critic.h0": (2, w),
@@ -133,7 +133,8 @@ def initialise(spec: NetSpec, rng: np.random.Generator) -> F32:
         elif name == "actor.w2":
             p[...] = _orthogonal(rng, p.shape[0], p.shape[1], 0.01)
         elif name == "actor.b2":
-            p[spec.action_dim :] = math.atanh((math.log(spec.init_std) - LOG_STD_MIN) / LOG_STD_HALF - 1)
+            raw = (math.log(spec.init_std) - LOG_STD_MIN) / LOG_STD_HALF - 1
+            p[spec.action_dim :] = math.atanh(raw)
     return flat
 
 

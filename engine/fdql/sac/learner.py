@@ -1,0 +1,149 @@
+"""What every learner agrees on: the interface, the numbers no setting changes, the random state.
+
+Two learners implement it: `update.TorchLearner`, the readable reference, and a compiled one. Given
+the same seed and the same batches both follow the same path up to rounding. Stage 5 of 8, `update`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fdql.config import SacConfig
+from fdql.sac.nets import F32, NetSpec
+
+F64 = NDArray[np.float64]
+I32 = NDArray[np.int32]
+U64 = NDArray[np.uint64]
+
+# AdamW and Adam (Kingma 2015, Loshchilov 2019); denominator sqrt(v / (1 - BETA2^t)) + ADAM_EPS
+ADAM_BETA1 = 0.9
+ADAM_BETA2 = 0.999
+ADAM_EPS = 1e-8
+CLIP_EPS = 1e-6  # a gradient g becomes g * min(1, clip / (|g| + CLIP_EPS))
+
+# Discrete temperature: before updates 0, 10, 20, ... the exact root by bisection on ln temperature,
+# taken as it is while `updates` <= SOLVE_WHOLE, averaged in with weight SOLVE_RATE afterwards.
+SOLVE_EVERY = 10
+SOLVE_BISECTIONS = 12
+SOLVE_WHOLE = 50
+SOLVE_RATE = 0.1
+LN_TEMPERATURE_MAX = 0.0  # both kinds of action; the minimum is a setting
+
+METRIC_RATE = 0.02  # metrics are exponential averages with this rate, begun at the first value
+
+
+class NotFiniteError(ArithmeticError):
+    """A gradient is NaN or infinite; nothing was changed by the step that would have used it."""
+
+
+class Learner(Protocol):
+    """One SAC learner; one thread calls it. Constructed by a `LearnerFactory`.
+
+    spec, config   as given
+    params         (P,) float32: critic_shapes(spec), then actor_shapes(spec)
+    target         (C,) float32: target critics, critic_shapes(spec)
+    moments        (2, P) float32: AdamW's first and second moment of every parameter
+    ln_temperature natural logarithm of the temperature, scaled reward units
+    updates        updates made so far
+    The arrays are the learner's own memory: read them between updates, write only by load_state.
+
+    Random draws come from one generator np.random.default_rng(seed): first `initialise(spec, rng)`;
+    then, continuous actions only and in this order, standard_normal((B, A), dtype=float32) for the
+    next action at every update, once more for the actor's action at updates 0, policy_delay, ...
+    """
+
+    spec: NetSpec
+    config: SacConfig
+    params: F32
+    target: F32
+    moments: F32
+    ln_temperature: float
+    updates: int
+
+    def update(
+        self,
+        obs: F32,
+        action: F32 | I32,
+        reward: F32,
+        discount: F32,
+        next_obs: F32,
+        obs_mean: F32,
+        obs_scale: F32,
+        reward_scale: F32,
+        priority_out: F64,
+    ) -> None:
+        """One update of critics, actor, temperature and target critics from one batch.
+
+        obs, next_obs  (B, O) float32, raw; inside: clip((x - obs_mean) * obs_scale, -5, 5)
+        action         (B, A) float32 in [-1, 1], or (B,) int32 in [0, A) when discrete
+        reward         (B,) float32, raw sum of discounted rewards; inside divided by reward_scale
+        discount       (B,) float32, gamma^m of the bootstrap, 0 where the episode terminated
+        obs_mean, obs_scale  (O,) float32; obs_scale is 1 / sqrt(var + 1e-8)
+        reward_scale   (1,) float32
+        priority_out   (B,) float64, overwritten with the new priorities
+        Raises NotFiniteError when a gradient is not finite.
+        """
+        ...
+
+    def snapshot(self, out: F32, obs_mean: F32, obs_scale: F32, reward_scale: F32) -> None:
+        """Fill `out`, (size_of(policy_shapes(spec)),) float32, with what acting needs."""
+        ...
+
+    def metrics(self) -> dict[str, float]:
+        """Averages over recent updates: critic_loss, q_mean, td_error, clipped_targets, entropy,
+        critic_grad_norm, continuous also actor_loss, actor_grad_norm, action_std; as they are now:
+        temperature, target_entropy. NaN what no update has produced yet."""
+        ...
+
+    def state(self) -> dict[str, NDArray[np.generic]]:
+        """Copies of everything that the next update depends on."""
+        ...
+
+    def load_state(self, state: dict[str, NDArray[np.generic]]) -> None:
+        """Continue bit for bit where `state` was taken. ValueError names what does not fit."""
+        ...
+
+
+LearnerFactory = Callable[[NetSpec, SacConfig, float, int], Learner]
+"""(spec, config, priority_exponent, seed) -> Learner"""
+
+
+def target_entropy(spec: NetSpec, config: SacConfig) -> float:
+    """The entropy (nats) that the temperature holds the policy at, stated as a noise level.
+
+    continuous  A ln(target_std sqrt(2 pi e)): a normal density of that deviation (FlashSAC)
+    discrete    entropy of "greedy with chance 1 - epsilon, else uniform", 0 for a single action
+    """
+    n = spec.action_dim
+    if not spec.discrete:
+        return n * math.log(config.target_std * math.sqrt(2 * math.pi * math.e))
+    other = config.target_epsilon / n
+    best = 1 - config.target_epsilon + other
+    return -best * math.log(best) - (n - 1) * other * math.log(other)
+
+
+def pack_generator(rng: np.random.Generator) -> U64:
+    """State of a PCG64 generator as (6,) uint64, without pickle."""
+    s = rng.bit_generator.state
+    mask = (1 << 64) - 1
+    word, inc = s["state"]["state"], s["state"]["inc"]
+    parts = [word >> 64, word & mask, inc >> 64, inc & mask, s["has_uint32"], s["uinteger"]]
+    return np.array(parts, dtype=np.uint64)
+
+
+def unpack_generator(packed: NDArray[np.generic]) -> np.random.Generator:
+    """Inverse of pack_generator."""
+    p = [int(x) for x in packed]
+    bits = np.random.PCG64()
+    bits.state = {
+        "bit_generator": "PCG64",
+        "state": {"state": p[0] << 64 | p[1], "inc": p[2] << 64 | p[3]},
+        "has_uint32": p[4],
+        "uinteger": p[5],
+    }
+    return np.random.Generator(bits)
