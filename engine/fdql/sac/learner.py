@@ -113,6 +113,82 @@ LearnerFactory = Callable[[NetSpec, SacConfig, float, int], Learner]
 """(spec, config, priority_exponent, seed) -> Learner"""
 
 
+class Averages:
+    """Exponential averages behind `Learner.metrics`; NaN until a name gets its first value."""
+
+    NAMES = ("critic_loss", "critic_grad_norm", "q_mean", "td_error", "clipped_targets", "entropy")
+    CONTINUOUS_NAMES = ("actor_loss", "actor_grad_norm", "action_std")
+
+    def __init__(self, discrete: bool) -> None:
+        self._at = {n: i for i, n in enumerate(self.NAMES + self.CONTINUOUS_NAMES * (not discrete))}
+        self.values: F64 = np.full(len(self._at), np.nan)
+        """(names,) float64: the whole state."""
+
+    def add(self, name: str, value: float) -> None:
+        """Move the average of `name` by METRIC_RATE towards `value`; from NaN it jumps."""
+        i = self._at[name]
+        old = self.values[i]
+        self.values[i] = old + METRIC_RATE * (value - old) if old == old else value
+
+    def as_dict(self) -> dict[str, float]:
+        """Name -> average."""
+        return {name: float(self.values[i]) for name, i in self._at.items()}
+
+
+def check_batch(
+    spec: NetSpec,
+    obs: F32,
+    action: F32 | I32,
+    reward: F32,
+    discount: F32,
+    next_obs: F32,
+    obs_mean: F32,
+    obs_scale: F32,
+    reward_scale: F32,
+    priority_out: F64,
+) -> None:
+    """Refuse arguments of `Learner.update` with a wrong shape, type or layout: ValueError.
+
+    A (B, 1) reward would otherwise broadcast without a word, and a compiled kernel would read on.
+    """
+    n, o, a = len(obs), spec.obs_dim, spec.action_dim
+    if not (
+        obs.shape == next_obs.shape == (n, o)
+        and n > 0
+        and action.shape == ((n,) if spec.discrete else (n, a))
+        and action.dtype == (np.int32 if spec.discrete else np.float32)
+        and reward.shape == discount.shape == priority_out.shape == (n,)
+        and obs_mean.shape == obs_scale.shape == (o,)
+        and reward_scale.shape == (1,)
+        and priority_out.dtype == np.float64
+    ):
+        raise ValueError(
+            f"batch of obs {obs.shape}, action {action.shape} {action.dtype}, "
+            f"reward {reward.shape}, discount {discount.shape}, next_obs {next_obs.shape}, "
+            f"obs_mean {obs_mean.shape}, obs_scale {obs_scale.shape}, reward_scale {reward_scale.shape}, priority_out "
+            f"{priority_out.shape} {priority_out.dtype} does not fit {spec}"
+        )
+    for x in (obs, reward, discount, next_obs, obs_mean, obs_scale, reward_scale):
+        if x.dtype != np.float32 or not x.flags.c_contiguous:
+            raise ValueError(
+                f"batch has a column of {x.dtype} {x.strides}; float32 in C order works"
+            )
+
+
+def check_state(
+    mine: dict[str, NDArray[np.generic]], given: dict[str, NDArray[np.generic]]
+) -> None:
+    """Refuse a state whose names, shapes or types differ from `mine`: ValueError names which."""
+    if mine.keys() != given.keys():
+        raise ValueError(f"state has {sorted(given)}; this learner needs {sorted(mine)}")
+    for name, array in mine.items():
+        if (array.shape, array.dtype) != (given[name].shape, given[name].dtype):
+            raise ValueError(
+                f"state[{name!r}] is {given[name].shape} {given[name].dtype}; "
+                f"this learner needs {array.shape} {array.dtype}"
+            )
+
+
 def target_entropy(spec: NetSpec, config: SacConfig) -> float:
     """The entropy (nats) that the temperature holds the policy at, stated as a noise level.
 

@@ -1,0 +1,292 @@
+"""The reference learner: one SAC update in eager torch, read top to bottom.
+
+Entropy-free backup (Yu 2022), twin HL-Gauss critics on scaled rewards, exact Boltzmann policy for
+discrete actions, tanh-Gaussian actor for continuous ones. Reads batches as numpy arrays, writes the
+parameters and the batch's new priorities; the trainer is its only caller. Stage 5 of 8, `update`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from fdql.config import SacConfig
+from fdql.sac import heads
+from fdql.sac.adamw import adam_scalar_step, adamw_step, clip_gradient
+from fdql.sac.learner import (
+    F64,
+    I32,
+    LN_TEMPERATURE_MAX,
+    SOLVE_EVERY,
+    SOLVE_RATE,
+    SOLVE_WHOLE,
+    Averages,
+    NotFiniteError,
+    check_batch,
+    check_state,
+    pack_generator,
+    target_entropy,
+    unpack_generator,
+)
+from fdql.sac.nets import (
+    F32,
+    LAYER_NORM_EPS,
+    NetSpec,
+    actor_shapes,
+    critic_shapes,
+    initialise,
+    is_matrix,
+    policy_shapes,
+    size_of,
+    views,
+)
+
+Params = dict[str, Tensor]
+
+
+def critic_logits(p: Params, x: Tensor) -> Tensor:
+    """Both critics on one input x (B, critic_in): (2, B, critic_out), one product per layer."""
+    x = x.expand(2, *x.shape)
+    for layer in ("0", "1"):
+        h = torch.baddbmm(p["critic.b" + layer][:, None], x, p["critic.w" + layer])
+        h = F.layer_norm(h, h.shape[-1:], eps=LAYER_NORM_EPS)
+        x = torch.addcmul(p["critic.h" + layer][:, None], h, p["critic.g" + layer][:, None]).relu()
+    return torch.baddbmm(p["critic.b2"][:, None], x, p["critic.w2"])
+
+
+def actor_moments(p: Params, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and ln std before tanh, each (B, A), at observations x (B, O)."""
+    for layer in ("0", "1"):
+        h = torch.addmm(p["actor.b" + layer], x, p["actor.w" + layer])
+        g, shift = p["actor.g" + layer], p["actor.h" + layer]
+        x = F.layer_norm(h, h.shape[-1:], g, shift, eps=LAYER_NORM_EPS).relu()
+    mean, raw = torch.addmm(p["actor.b2"], x, p["actor.w2"]).chunk(2, -1)
+    return mean, heads.ln_std_of(raw)
+
+
+class TorchLearner:
+    """Implements `learner.Learner`; every parameter is a torch view on the vector `params`."""
+
+    def __init__(
+        self, spec: NetSpec, config: SacConfig, priority_exponent: float, seed: int
+    ) -> None:
+        self.spec = spec
+        self.config = config
+        self._exponent = priority_exponent
+        self._rng = np.random.default_rng(seed)
+        self.params = initialise(spec, self._rng)
+        self._split = size_of(critic_shapes(spec))  # critics before it, actor after it
+        self.target = self.params[: self._split].copy()
+        self.moments = np.zeros((2, len(self.params)), dtype=np.float32)
+        self.ln_temperature = math.log(config.init_temperature)
+        self._temperature_moments = np.zeros(2)
+        self.updates = 0
+        self._goal = target_entropy(spec, config)
+        self._averages = Averages(spec.discrete)
+        self._centres = heads.bin_centres(spec.bins, spec.v_max)
+        self._edges = heads.bin_edges(spec.bins, spec.v_max)
+        self._width = heads.bin_width(spec.bins, spec.v_max)
+        self._sigma = config.sigma_bins * self._width
+
+        shapes = critic_shapes(spec) | actor_shapes(spec)
+        keep = np.ones_like(self.params)
+        for name, part in views(keep, shapes).items():
+            if is_matrix(name):
+                part[...] = 1.0 - config.learning_rate * config.weight_decay
+        self._keep = torch.from_numpy(keep)
+        self._flat = torch.from_numpy(self.params)
+        self._flat_target = torch.from_numpy(self.target)
+        self._flat_moments = torch.from_numpy(self.moments)
+        # The same bytes twice: leaves that collect a gradient, frozen views that record nothing.
+        frozen = {k: torch.from_numpy(v) for k, v in views(self.params, shapes).items()}
+        leaves = {k: v.detach().requires_grad_() for k, v in frozen.items()}
+        self._critic = {k: v for k, v in leaves.items() if k in critic_shapes(spec)}
+        self._actor = {k: v for k, v in leaves.items() if k in actor_shapes(spec)}
+        self._frozen = frozen
+        self._frozen_target = {
+            k: torch.from_numpy(v) for k, v in views(self.target, critic_shapes(spec)).items()
+        }
+
+    def update(
+        self,
+        obs: F32,
+        action: F32 | I32,
+        reward: F32,
+        discount: F32,
+        next_obs: F32,
+        obs_mean: F32,
+        obs_scale: F32,
+        reward_scale: F32,
+        priority_out: F64,
+    ) -> None:
+        """See `learner.Learner.update`."""
+        check_batch(
+            self.spec,
+            obs, action, reward, discount, next_obs,
+            obs_mean, obs_scale, reward_scale, priority_out,
+        )  # fmt: skip
+        mean, scale = torch.from_numpy(obs_mean), torch.from_numpy(obs_scale)
+        x = heads.normalised_obs(torch.from_numpy(obs), mean, scale)
+        next_x = heads.normalised_obs(torch.from_numpy(next_obs), mean, scale)
+        scaled = torch.from_numpy(reward) / float(reward_scale[0])
+        temperature = math.exp(self.ln_temperature)  # of this whole update
+
+        with torch.no_grad():
+            if self.spec.discrete:
+                next_value = self._discrete_value(next_x, temperature)
+            else:
+                next_value = self._continuous_value(next_x)
+            y = heads.bellman_target(scaled, torch.from_numpy(discount), next_value)
+            clipped = y.clamp(-self.spec.v_max, self.spec.v_max)
+            p = heads.hl_gauss_target(clipped, self._edges, self._sigma)
+        logits = self._critic_step(x, torch.from_numpy(action), p)
+        with torch.no_grad():
+            q = heads.expected_value(logits, self._centres).mean(0)
+            error = clipped - q
+            priority = heads.lap_priority(error, self._width, self._exponent)
+            priority_out[:] = priority.numpy()
+            self._averages.add("q_mean", q.mean().item())
+            self._averages.add("td_error", error.abs().mean().item())
+            self._averages.add("clipped_targets", (y != clipped).float().mean().item())
+        if not self.spec.discrete and self.updates % self.config.policy_delay == 0:
+            self._actor_step(x, temperature)
+        self._flat_target.lerp_(self._flat[: self._split], self.config.target_rate)
+        self.updates += 1
+
+    def _discrete_value(self, next_x: Tensor, temperature: float) -> Tensor:
+        """V(s'), (B,): policy from the online critics, values from the targets (double Q).
+
+        Every SOLVE_EVERY updates the temperature of the next update moves towards its root.
+        """
+        online = self._action_values(self._frozen, next_x).mean(0)
+        ln_policy = heads.boltzmann_policy(online, temperature)
+        self._averages.add("entropy", heads.mean_entropy(ln_policy).item())
+        if self.updates % SOLVE_EVERY == 0:
+            root = heads.temperature_root(online, self._goal, self.config.min_temperature)
+            rate = 1.0 if self.updates <= SOLVE_WHOLE else SOLVE_RATE
+            self.ln_temperature += rate * (root - self.ln_temperature)
+        return heads.boltzmann_value(
+            ln_policy, self._action_values(self._frozen_target, next_x).amin(0)
+        )
+
+    def _continuous_value(self, next_x: Tensor) -> Tensor:
+        """V(s') = min_i Q_i(s', a'), (B,), at one action a' ~ pi(.|s')."""
+        mean, ln_std = actor_moments(self._frozen, next_x)
+        next_action = torch.tanh(mean + ln_std.exp() * self._noise(len(next_x)))
+        logits = critic_logits(self._frozen_target, torch.cat([next_x, next_action], 1))
+        return heads.expected_value(logits, self._centres).amin(0)
+
+    def _action_values(self, critic: Params, x: Tensor) -> Tensor:
+        """Q_i(s, a) of both critics and every discrete action, (2, B, A)."""
+        logits = critic_logits(critic, x)
+        return heads.expected_value(
+            logits.view(2, len(x), self.spec.action_dim, self.spec.bins), self._centres
+        )
+
+    def _critic_step(self, x: Tensor, action: Tensor, p: Tensor) -> Tensor:
+        """Move the critics towards the distributions p (B, K); returns the old logits (2, B, K)."""
+        if self.spec.discrete:
+            logits = critic_logits(self._critic, x)
+            logits = logits.view(2, len(x), self.spec.action_dim, self.spec.bins)
+            logits = logits[:, torch.arange(len(x)), action.long()]
+        else:
+            logits = critic_logits(self._critic, torch.cat([x, action], 1))
+        loss = heads.cross_entropy(logits, p)
+        norm = self._step("critic", loss, self._critic, slice(0, self._split), self.updates + 1)
+        self._averages.add("critic_loss", loss.item())
+        self._averages.add("critic_grad_norm", norm)
+        return logits.detach()
+
+    def _actor_step(self, x: Tensor, temperature: float) -> None:
+        """Move the actor up the critics, ln temperature down entropy - goal (Haarnoja 2018)."""
+        step = self.updates // self.config.policy_delay + 1
+        mean, ln_std = actor_moments(self._actor, x)
+        noise = self._noise(len(x))
+        std = ln_std.exp()
+        pre_tanh = mean + std * noise
+        ln_density = heads.squashed_normal_ln_density(pre_tanh, noise, ln_std)
+        logits = critic_logits(self._frozen, torch.cat([x, torch.tanh(pre_tanh)], 1))
+        q = heads.expected_value(logits, self._centres)
+        loss = heads.actor_loss(ln_density, q, temperature)
+        norm = self._step("actor", loss, self._actor, slice(self._split, None), step)
+
+        entropy = -ln_density.mean().item()
+        self._temperature_step(entropy - self._goal, step)
+        self._averages.add("actor_loss", loss.item())
+        self._averages.add("actor_grad_norm", norm)
+        self._averages.add("entropy", entropy)
+        self._averages.add("action_std", std.mean().item())
+
+    def _step(self, what: str, loss: Tensor, leaves: Params, part: slice, step: int) -> float:
+        """Differentiate, clip, apply AdamW to one network; returns the norm before the clip."""
+        gradients = torch.autograd.grad(loss, list(leaves.values()))
+        gradient = torch.cat([g.flatten() for g in gradients])
+        norm = clip_gradient(gradient, self.config.gradient_clip)
+        if not math.isfinite(norm):
+            raise NotFiniteError(
+                f"{what} gradient norm is {norm} at update {self.updates}, loss {loss.item()}"
+            )
+        adamw_step(
+            self._flat[part],
+            gradient,
+            self._flat_moments[:, part],
+            self._keep[part],
+            self.config.learning_rate,
+            step,
+        )
+        return norm
+
+    def _temperature_step(self, gradient: float, step: int) -> None:
+        """Adam on ln temperature, then back into [min_temperature, 1]."""
+        moved = self.ln_temperature + adam_scalar_step(
+            self._temperature_moments, gradient, self.config.temperature_learning_rate, step
+        )
+        low = math.log(self.config.min_temperature)
+        self.ln_temperature = min(max(moved, low), LN_TEMPERATURE_MAX)
+
+    def _noise(self, n: int) -> Tensor:
+        """(n, A) standard normal."""
+        shape = (n, self.spec.action_dim)
+        return torch.from_numpy(self._rng.standard_normal(shape, dtype=np.float32))
+
+    def snapshot(self, out: F32, obs_mean: F32, obs_scale: F32, reward_scale: F32) -> None:
+        """See `learner.Learner.snapshot`."""
+        head = np.float32(math.exp(self.ln_temperature))
+        mine = self.params[: self._split] if self.spec.discrete else self.params[self._split :]
+        if out.shape != (size_of(policy_shapes(self.spec)),) or out.dtype != np.float32:
+            raise ValueError(f"snapshot of {out.shape} {out.dtype} for {policy_shapes(self.spec)}")
+        np.concatenate([obs_mean, obs_scale, [head], reward_scale, mine], out=out)
+
+    def metrics(self) -> dict[str, float]:
+        """See `learner.Learner.metrics`."""
+        now = {"temperature": math.exp(self.ln_temperature), "target_entropy": self._goal}
+        return self._averages.as_dict() | now
+
+    def state(self) -> dict[str, NDArray[np.generic]]:
+        """See `learner.Learner.state`."""
+        return {
+            "params": self.params.copy(),
+            "target": self.target.copy(),
+            "moments": self.moments.copy(),
+            "temperature": np.array([self.ln_temperature, *self._temperature_moments]),
+            "updates": np.array([self.updates], dtype=np.int64),
+            "generator": pack_generator(self._rng),
+            "averages": self._averages.values.copy(),
+        }
+
+    def load_state(self, state: dict[str, NDArray[np.generic]]) -> None:
+        """See `learner.Learner.load_state`."""
+        check_state(self.state(), state)
+        np.copyto(self.params, state["params"])
+        np.copyto(self.target, state["target"])
+        np.copyto(self.moments, state["moments"])
+        np.copyto(self._averages.values, state["averages"])
+        np.copyto(self._temperature_moments, state["temperature"][1:])
+        self.ln_temperature = float(state["temperature"][0])
+        self.updates = int(state["updates"][0])
+        self._rng = unpack_generator(state["generator"])
