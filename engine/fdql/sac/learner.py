@@ -165,7 +165,8 @@ def check_batch(
         raise ValueError(
             f"batch of obs {obs.shape}, action {action.shape} {action.dtype}, "
             f"reward {reward.shape}, discount {discount.shape}, next_obs {next_obs.shape}, "
-            f"obs_mean {obs_mean.shape}, obs_scale {obs_scale.shape}, reward_scale {reward_scale.shape}, priority_out "
+            f"obs_mean {obs_mean.shape}, obs_scale {obs_scale.shape}, "
+            f"reward_scale {reward_scale.shape}, priority_out "
             f"{priority_out.shape} {priority_out.dtype} does not fit {spec}"
         )
     for x in (obs, reward, discount, next_obs, obs_mean, obs_scale, reward_scale):
