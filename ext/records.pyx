@@ -1,0 +1,192 @@
+"""What a process tells about itself: heartbeat, stage, counters, latency histograms; and the stop word.
+
+One record per process: the process writes, the supervisor reads. Nothing waits on a record. The
+control block has one writer, the supervisor; every wait loop of every process looks at its stop word.
+"""
+
+from atomics cimport (Field, atomic_u32, atomic_u64, load_acquire, load_relaxed, offsets_of,
+                      store_relaxed, store_release)
+from atomics cimport now_ns as clock_ns
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from doorbell cimport Bell, StopWord, bell_wake, stop_fields
+from histogram cimport (Histogram, bucket_index, bucket_limit, histogram_fields, histogram_observe,
+                        n_buckets)
+from libc.stdint cimport uint32_t, uint64_t
+from views cimport address_of, bytes_of, round_up
+
+cdef extern from *:
+    """
+    struct RecordHeader {
+        fdql::atomic_u64 heartbeat_ns;
+        fdql::atomic_u32 stage;
+        uint32_t n_counters, n_hists;
+        uint32_t magic;
+        uint8_t reserved[104];
+    };
+    static_assert(sizeof(RecordHeader) == 128);
+    static const fdql::Field record_fields[] = {
+        FDQL_FIELD(RecordHeader, heartbeat_ns, 0), FDQL_FIELD(RecordHeader, stage, 8),
+        FDQL_FIELD(RecordHeader, n_counters, 12), FDQL_FIELD(RecordHeader, n_hists, 16),
+        FDQL_FIELD(RecordHeader, magic, 20),
+    };
+    constexpr uint32_t record_magic = 0x72636f72;  // "rocr"
+    """
+    cdef cppclass RecordHeader nogil:
+        atomic_u64 heartbeat_ns
+        atomic_u32 stage
+        uint32_t n_counters, n_hists, magic
+    const Field record_fields[5]
+    const uint32_t record_magic
+
+OFFSETS = {**offsets_of(record_fields, 5), **offsets_of(histogram_fields, 3),
+           **offsets_of(stop_fields, 1)}
+CONTROL_BYTES = sizeof(StopWord)
+N_BUCKETS = n_buckets
+RUN, DRAIN, STOP = 0, 1, 2
+
+
+def now_ns():
+    """CLOCK_MONOTONIC in ns, the same in all processes, by the time-stamp counter where it is steady."""
+    return clock_ns()
+
+
+def bucket_of(uint64_t value):
+    """Bucket of a value, 0 <= bucket < N_BUCKETS."""
+    return bucket_index(value)
+
+
+def bucket_upper(unsigned i):
+    """Largest value of bucket i."""
+    if i >= n_buckets:
+        raise IndexError(f"bucket {i}: there are {n_buckets}")
+    return bucket_limit(i)
+
+
+cdef class Control:
+    """The run's stop word. The supervisor sets it, everyone reads it."""
+
+    cdef readonly object buffer
+    cdef StopWord* word
+    cdef list bells
+
+    def __init__(self, buf):
+        self.buffer = bytes_of(buf, "control")
+        self.word = <StopWord*>address_of(self.buffer, sizeof(StopWord), "control")
+        self.bells = []
+
+    @property
+    def stop(self):
+        return load_acquire(&self.word.stop)     # SYNC stop: pairs with the release in Control.stop
+
+    @stop.setter
+    def stop(self, uint32_t value):
+        if value > STOP:
+            raise ValueError(f"stop = {value}: 0 runs, 1 drains, 2 stops")
+        store_release(&self.word.stop, value)    # SYNC stop: pairs with the acquire in stop_of
+        self._wake_all()
+
+    def wake(self, bells):
+        """Wake the sleepers of these doorbells (their buffers) now and at every later change of stop."""
+        for bell in bells:
+            view = bytes_of(bell, "doorbell")
+            address_of(view, sizeof(Bell), "doorbell")
+            self.bells.append(view)
+        self._wake_all()
+
+    def _wake_all(self):
+        for view in self.bells:
+            bell_wake(<Bell*>address_of(view, sizeof(Bell), "doorbell"))
+
+
+def record_bytes(uint32_t n_counters, uint32_t n_hists):
+    """Bytes of a record. 4 KiB per histogram."""
+    return (sizeof(RecordHeader) + round_up(8 * n_counters, 128)
+            + n_hists * sizeof(Histogram))
+
+
+def init_record(buf, uint32_t n_counters, uint32_t n_hists):
+    """Lay out a record in zeroed bytes. Once, by the creator, before anyone attaches."""
+    view = bytes_of(buf, "record")
+    cdef RecordHeader* header = <RecordHeader*>address_of(
+        view, record_bytes(n_counters, n_hists), "record")
+    header.n_counters, header.n_hists = n_counters, n_hists
+    header.magic = record_magic
+
+
+cdef class Record:
+    """One process writes; anyone reads. Every method below is a few plain loads and stores."""
+
+    cdef readonly object buffer
+    cdef readonly uint32_t n_counters, n_hists
+    cdef RecordHeader* header
+    cdef atomic_u64* counters
+    cdef Histogram* histograms
+
+    def __init__(self, buf):
+        self.buffer = bytes_of(buf, "record")
+        self.header = <RecordHeader*>address_of(self.buffer, sizeof(RecordHeader), "record")
+        if self.header.magic != record_magic:
+            raise ValueError("not a record: init_record has not run on these bytes")
+        self.n_counters, self.n_hists = self.header.n_counters, self.header.n_hists
+        address_of(self.buffer, record_bytes(self.n_counters, self.n_hists), "record")
+        self.counters = <atomic_u64*>(self.header + 1)
+        self.histograms = <Histogram*>(<char*>self.counters + round_up(8 * self.n_counters, 128))
+
+    cdef atomic_u64* _counter(self, uint32_t i) except NULL:
+        if i >= self.n_counters:
+            raise IndexError(f"counter {i}: there are {self.n_counters}")
+        return &self.counters[i]
+
+    cdef Histogram* _histogram(self, uint32_t h) except NULL:
+        if h >= self.n_hists:
+            raise IndexError(f"histogram {h}: there are {self.n_hists}")
+        return &self.histograms[h]
+
+    def set(self, uint32_t i, uint64_t value):
+        store_release(self._counter(i), value)   # SYNC counter: pairs with the acquire in Record.get
+
+    def add(self, uint32_t i, uint64_t n):
+        cdef atomic_u64* counter = self._counter(i)
+        # ours: no other process writes it
+        store_release(counter, load_relaxed(counter) + n)  # SYNC counter: pairs with Record.get
+
+    def get(self, uint32_t i):
+        return load_acquire(self._counter(i))    # SYNC counter: pairs with the release in Record.set
+
+    def observe(self, uint32_t h, uint64_t value_ns):
+        histogram_observe(self._histogram(h), value_ns)
+
+    def observe_since(self, uint32_t h, uint64_t t0_ns):
+        """Observe the time since t0_ns and return the present, the next stage's t0."""
+        cdef uint64_t now = clock_ns()
+        histogram_observe(self._histogram(h), now - t0_ns if now > t0_ns else 0)
+        return now
+
+    def counts(self, uint32_t h):
+        """Copy of a histogram's N_BUCKETS counts: bytes of native-endian u64."""
+        cdef Histogram* histogram = self._histogram(h)
+        cdef unsigned i
+        out = PyBytes_FromStringAndSize(NULL, 8 * n_buckets)
+        cdef uint64_t* copy = <uint64_t*>PyBytes_AS_STRING(out)
+        for i in range(n_buckets):
+            copy[i] = load_relaxed(&histogram.counts[i])  # monitoring only
+        return out
+
+    def sum_ns(self, uint32_t h):
+        return load_relaxed(&self._histogram(h).sum)      # monitoring only
+
+    def max_ns(self, uint32_t h):
+        return load_relaxed(&self._histogram(h).max)      # monitoring only
+
+    def heartbeat(self, uint32_t stage):
+        """Say "alive, in this stage"."""
+        store_relaxed(&self.header.stage, stage)          # monitoring only
+        store_relaxed(&self.header.heartbeat_ns, clock_ns())
+
+    @property
+    def heartbeat_ns(self):
+        return load_relaxed(&self.header.heartbeat_ns)    # monitoring only
+
+    @property
+    def stage(self):
+        return load_relaxed(&self.header.stage)           # monitoring only
