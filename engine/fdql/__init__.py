@@ -20,7 +20,12 @@ if TYPE_CHECKING:
     from fdql.play import evaluate, load
     from fdql.supervisor import train
 
-_HOMES = {"Config": "fdql.config", "evaluate": "fdql.play", "load": "fdql.play", "train": "fdql.supervisor"}
+_HOMES = {
+    "Config": "fdql.config",
+    "evaluate": "fdql.play",
+    "load": "fdql.play",
+    "train": "fdql.supervisor",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -6,15 +6,19 @@ Imports nothing of fdql and nothing heavy, so that `fdql --help` is quick.
 from __future__ import annotations
 
 import math
-import os
-import tomllib
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
-from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from dataclasses import dataclass, field
+from typing import Literal
 
 
 class ConfigError(ValueError):
     """A setting that cannot work. The message names the setting, its value, the rule and a value that works."""
+
+
+class BadValueError(ValueError):
+    """A number that is NaN or infinite, stopped at the door: an observation, a reward, a gradient.
+
+    The run ends; starting the process again would not help.
+    """
 
 
 def _require(ok: bool, key: str, value: object, rule: str, works: object) -> None:
@@ -63,7 +67,13 @@ class SacConfig:
 
     def __post_init__(self) -> None:
         _require(0 <= self.discount < 1, "sac.discount", self.discount, "must be in [0, 1)", 0.99)
-        _require(0 < self.target_rate <= 1, "sac.target_rate", self.target_rate, "must be in (0, 1]", 0.05)
+        _require(
+            0 < self.target_rate <= 1,
+            "sac.target_rate",
+            self.target_rate,
+            "must be in (0, 1]",
+            0.05,
+        )
         _require(self.batch_size >= 1, "sac.batch_size", self.batch_size, "must be at least 1", 256)
         for key in ("critic_width", "actor_width"):
             value = getattr(self, key)
@@ -71,11 +81,27 @@ class SacConfig:
         for key in ("learning_rate", "temperature_learning_rate", "gradient_clip", "v_max", "sigma_bins", "init_temperature", "min_temperature", "target_std"):  # fmt: skip
             value = getattr(self, key)
             default = type(self).__dataclass_fields__[key].default
-            _require(0 < value < math.inf, f"sac.{key}", value, "must be positive and finite", default)
-        _require(self.weight_decay >= 0, "sac.weight_decay", self.weight_decay, "must be at least 0", 1e-4)
+            _require(
+                0 < value < math.inf, f"sac.{key}", value, "must be positive and finite", default
+            )
+        _require(
+            self.weight_decay >= 0,
+            "sac.weight_decay",
+            self.weight_decay,
+            "must be at least 0",
+            1e-4,
+        )
         _require(self.bins >= 3, "sac.bins", self.bins, "must be at least 3", 101)
-        _require(0 < self.target_epsilon < 1, "sac.target_epsilon", self.target_epsilon, "must be in (0, 1)", 0.1)
-        _require(self.policy_delay >= 1, "sac.policy_delay", self.policy_delay, "must be at least 1", 2)
+        _require(
+            0 < self.target_epsilon < 1,
+            "sac.target_epsilon",
+            self.target_epsilon,
+            "must be in (0, 1)",
+            0.1,
+        )
+        _require(
+            self.policy_delay >= 1, "sac.policy_delay", self.policy_delay, "must be at least 1", 2
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,10 +119,22 @@ class ReplayConfig:
 
     def __post_init__(self) -> None:
         if self.capacity is not None:
-            _require(self.capacity >= 1024, "replay.capacity", self.capacity, "must be at least 1024", 1_000_000)
+            _require(
+                self.capacity >= 1024,
+                "replay.capacity",
+                self.capacity,
+                "must be at least 1024",
+                1_000_000,
+            )
         _require(1 <= self.n_step <= 32, "replay.n_step", self.n_step, "must be in 1..32", 3)
         _require(0 <= self.priority_exponent <= 1, "replay.priority_exponent", self.priority_exponent, "must be in [0, 1]", 0.4)  # fmt: skip
-        _require(1 <= self.staged_batches <= 16, "replay.staged_batches", self.staged_batches, "must be in 1..16", 3)
+        _require(
+            1 <= self.staged_batches <= 16,
+            "replay.staged_batches",
+            self.staged_batches,
+            "must be in 1..16",
+            3,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,14 +157,28 @@ class ExploreConfig:
     """... and k at most this."""
 
     def __post_init__(self) -> None:
-        _require(self.warmup_steps >= 1, "explore.warmup_steps", self.warmup_steps, "must be at least 1", 1000)
+        _require(
+            self.warmup_steps >= 1,
+            "explore.warmup_steps",
+            self.warmup_steps,
+            "must be at least 1",
+            1000,
+        )
         for key in ("explorer_share", "explorer_epsilon"):
             value = getattr(self, key)
             _require(0 <= value <= 1, f"explore.{key}", value, "must be in [0, 1]", 0.1)
         for key in ("explorer_std_factor", "explorer_min_std", "hold_exponent"):
             value = getattr(self, key)
-            _require(0 <= value < math.inf, f"explore.{key}", value, "must be at least 0 and finite", 1.0)
-        _require(1 <= self.hold_longest <= 10_000, "explore.hold_longest", self.hold_longest, "must be in 1..10000", 64)
+            _require(
+                0 <= value < math.inf, f"explore.{key}", value, "must be at least 0 and finite", 1.0
+            )
+        _require(
+            1 <= self.hold_longest <= 10_000,
+            "explore.hold_longest",
+            self.hold_longest,
+            "must be in 1..10000",
+            64,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -158,16 +210,52 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         _require(1 <= self.groups <= 8, "engine.groups", self.groups, "must be in 1..8", 2)
-        _require(16 <= self.chunk_rows <= 4096, "engine.chunk_rows", self.chunk_rows, "must be in 16..4096", 256)
+        _require(
+            16 <= self.chunk_rows <= 4096,
+            "engine.chunk_rows",
+            self.chunk_rows,
+            "must be in 16..4096",
+            256,
+        )
         _require(1 <= self.commit_rows <= self.chunk_rows, "engine.commit_rows", self.commit_rows, f"must be in 1..chunk_rows ({self.chunk_rows})", min(64, self.chunk_rows))  # fmt: skip
-        _require(0 < self.commit_ms <= 10_000, "engine.commit_ms", self.commit_ms, "must be in (0, 10000]", 20.0)
+        _require(
+            0 < self.commit_ms <= 10_000,
+            "engine.commit_ms",
+            self.commit_ms,
+            "must be in (0, 10000]",
+            20.0,
+        )
         power = self.ring_chunks & (self.ring_chunks - 1) == 0
         _require(power and 2 <= self.ring_chunks <= 1024, "engine.ring_chunks", self.ring_chunks, "must be a power of two in 2..1024", 16)  # fmt: skip
-        _require(self.publish_updates >= 1, "engine.publish_updates", self.publish_updates, "must be at least 1", 20)
-        _require(self.publish_seconds > 0, "engine.publish_seconds", self.publish_seconds, "must be positive", 0.2)
-        _require(self.ahead_updates >= 1, "engine.ahead_updates", self.ahead_updates, "must be at least 1", 16)
+        _require(
+            self.publish_updates >= 1,
+            "engine.publish_updates",
+            self.publish_updates,
+            "must be at least 1",
+            20,
+        )
+        _require(
+            self.publish_seconds > 0,
+            "engine.publish_seconds",
+            self.publish_seconds,
+            "must be positive",
+            0.2,
+        )
+        _require(
+            self.ahead_updates >= 1,
+            "engine.ahead_updates",
+            self.ahead_updates,
+            "must be at least 1",
+            16,
+        )
         _require(self.restarts >= 0, "engine.restarts", self.restarts, "must be at least 0", 5)
-        _require(self.restart_window > 0, "engine.restart_window", self.restart_window, "must be positive", 600.0)
+        _require(
+            self.restart_window > 0,
+            "engine.restart_window",
+            self.restart_window,
+            "must be positive",
+            600.0,
+        )
         _require(self.heartbeat_timeout >= 1, "engine.heartbeat_timeout", self.heartbeat_timeout, "must be at least 1", 120.0)  # fmt: skip
 
 
@@ -186,10 +274,24 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         if self.episodes is not None:
-            _require(1 <= self.episodes <= 10_000, "eval.episodes", self.episodes, "must be in 1..10000", 20)
-        _require(self.every_steps >= 1, "eval.every_steps", self.every_steps, "must be at least 1", 1000)
+            _require(
+                1 <= self.episodes <= 10_000,
+                "eval.episodes",
+                self.episodes,
+                "must be in 1..10000",
+                20,
+            )
+        _require(
+            self.every_steps >= 1, "eval.every_steps", self.every_steps, "must be at least 1", 1000
+        )
         _require(0 < self.share <= 1, "eval.share", self.share, "must be in (0, 1]", 0.3)
-        _require(self.longest_episode >= 1, "eval.longest_episode", self.longest_episode, "must be at least 1", 27_000)
+        _require(
+            self.longest_episode >= 1,
+            "eval.longest_episode",
+            self.longest_episode,
+            "must be at least 1",
+            27_000,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -227,7 +329,13 @@ class Config:
     def __post_init__(self) -> None:
         _require(bool(self.env.strip()), "env", self.env, "must name an environment", "CartPole-v1")
         _require(0 <= self.seed < 2**63, "seed", self.seed, "must be in 0..2**63-1", 0)
-        _require(self.total_timesteps >= 1, "total_timesteps", self.total_timesteps, "must be at least 1", 1_000_000)
+        _require(
+            self.total_timesteps >= 1,
+            "total_timesteps",
+            self.total_timesteps,
+            "must be at least 1",
+            1_000_000,
+        )
         if self.ratio != "free":
             _require(isinstance(self.ratio, float | int) and 0 < self.ratio <= 4096, "ratio", self.ratio, "must be in (0, 4096] or 'free'", 32.0)  # fmt: skip
         if isinstance(self.stop_at_return, float | int):
@@ -238,105 +346,16 @@ class Config:
             groups = self.engine.groups
             rule = f"must be a positive multiple of engine.groups ({groups}), at most 256"
             ok = self.envs_per_worker >= 1 and self.envs_per_worker % groups == 0
-            _require(ok and self.envs_per_worker <= 256, "envs_per_worker", self.envs_per_worker, rule, 4 * groups)
+            _require(
+                ok and self.envs_per_worker <= 256,
+                "envs_per_worker",
+                self.envs_per_worker,
+                rule,
+                4 * groups,
+            )
             rows = 2 * self.envs_per_worker // groups
             _require(rows <= self.engine.chunk_rows, "engine.chunk_rows", self.engine.chunk_rows, f"must hold one step of a group twice ({rows} rows)", rows)  # fmt: skip
         if self.device == "cuda" and self.learner == "compiled":
-            raise ConfigError("learner = 'compiled' runs on the CPU only, device = 'cuda' needs learner = 'torch'")
-
-
-WORKERS_PER_CORE = 16  # beyond this processes only take turns; the rule is there to catch typing errors
-
-
-def allowed_cores() -> int:
-    """Cores this process may use: its affinity mask, cut by the cgroup's CPU quota. At least 1."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        if quota != "max":
-            cores = min(cores, max(1, round(int(quota) / int(period))))
-    except (OSError, ValueError):
-        pass  # no cgroup v2 here
-    return max(1, cores)
-
-
-def resolve(config: Config, *, cores: int) -> Config:
-    """Fill what is derived from the machine. Raises ConfigError where the machine does not allow a value."""
-    limit = WORKERS_PER_CORE * cores
-    workers = config.workers if config.workers is not None else max(1, cores - 2)
-    if workers > limit:
-        raise ConfigError(
-            f"workers = {workers}: at most {WORKERS_PER_CORE} per core, and this process may use {cores} "
-            f"core(s); {limit} works, {max(1, cores - 2)} is the default here"
-        )
-    if config.serial:
-        workers = 1
-    envs = config.envs_per_worker if config.envs_per_worker is not None else 4 * config.engine.groups
-    learner = config.learner
-    if learner == "auto":
-        learner = "torch" if config.device == "cuda" else "compiled"
-    device: Literal["cpu", "cuda"] = "cuda" if config.device == "cuda" else "cpu"
-    return replace(config, workers=workers, envs_per_worker=envs, learner=learner, device=device)
-
-
-def to_dict(config: Config) -> dict[str, Any]:
-    """Nested plain dict; a field that is None is left out (TOML has no null)."""
-
-    def clean(value: dict[str, Any]) -> dict[str, Any]:
-        out = {k: clean(v) if isinstance(v, dict) else v for k, v in value.items()}
-        return {k: v for k, v in out.items() if v is not None}
-
-    return clean(asdict(config))
-
-
-def from_dict(values: dict[str, Any], *, kind: type[Any] = Config, prefix: str = "") -> Any:
-    """The strict inverse of to_dict. Raises ConfigError for an unknown key or a value of another type."""
-    hints = get_type_hints(kind)
-    known = {f.name for f in fields(kind)}
-    out: dict[str, Any] = {}
-    for key, value in values.items():
-        if key not in known:
-            import difflib
-
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {prefix}{near[0]}?" if near else f"known: {', '.join(sorted(known))}"
-            raise ConfigError(f"{prefix}{key} = {value!r}: there is no such setting; {hint}")
-        hint_type = hints[key]
-        if is_dataclass(hint_type) and isinstance(hint_type, type):
-            if not isinstance(value, dict):
-                raise ConfigError(f"{prefix}{key} = {value!r}: must be a table, [{prefix}{key}]")
-            out[key] = from_dict(value, kind=hint_type, prefix=f"{prefix}{key}.")
-        else:
-            out[key] = _checked(value, hint_type, f"{prefix}{key}")
-    return kind(**out)
-
-
-def _checked(value: Any, hint: Any, key: str) -> Any:
-    """`value` if it fits the annotation (int passes for float, bool never for int)."""
-    import typing
-
-    options = typing.get_args(hint) if typing.get_origin(hint) is not typing.Literal else (hint,)
-    for option in options or (hint,):
-        if typing.get_origin(option) is typing.Literal:
-            if value in typing.get_args(option):
-                return value
-        elif option is float and isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
-        elif isinstance(option, type) and type(value) is option:
-            return value
-    wanted = " or ".join(str(getattr(o, "__name__", o)) for o in (options or (hint,)) if o is not type(None))
-    raise ConfigError(f"{key} = {value!r}: must be {wanted}")
-
-
-def load_toml(path: Path) -> Config:
-    """Read a config file. Raises ConfigError naming the file for anything that is not a valid config."""
-    try:
-        config = from_dict(tomllib.loads(path.read_text()))
-    except FileNotFoundError:
-        raise ConfigError(f"config = {str(path)!r}: there is no such file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"config = {str(path)!r}: cannot be read as TOML ({error})") from None
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
-    assert isinstance(config, Config)
-    return config
+            raise ConfigError(
+                "learner = 'compiled' runs on the CPU only, device = 'cuda' needs learner = 'torch'"
+            )

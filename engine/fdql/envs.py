@@ -32,8 +32,6 @@ _EXTRAS = {"box2d": "box2d", "classic_control": "classic", "mujoco": "mujoco", "
 _LINES = {"Pendulum-v1": (-180.0, 100)}
 
 
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EnvSpec:
     """What the engine knows of an environment.
@@ -123,7 +121,9 @@ def make_env(env: str) -> Env:
 
 def _from_factory(env: str, module_name: str, factory: str) -> Env:
     if (here := str(Path.cwd())) not in sys.path:
-        sys.path.insert(0, here)  # `python -m` and the console script differ here; users expect their folder
+        sys.path.insert(
+            0, here
+        )  # `python -m` and the console script differ here; users expect their folder
     try:
         target: Any = importlib.import_module(module_name)
     except ImportError as error:
@@ -136,10 +136,14 @@ def _from_factory(env: str, module_name: str, factory: str) -> Env:
             raise ConfigError(f"env = {env!r}: {module_name!r} has no attribute {factory!r}")
         target = getattr(target, name)
     if not callable(target):
-        raise ConfigError(f"env = {env!r}: {factory!r} is not callable; it must return a gymnasium.Env")
+        raise ConfigError(
+            f"env = {env!r}: {factory!r} is not callable; it must return a gymnasium.Env"
+        )
     made = target()
     if not isinstance(made, gym.Env):
-        raise ConfigError(f"env = {env!r}: {factory!r} returned {type(made).__name__}, not a gymnasium.Env")
+        raise ConfigError(
+            f"env = {env!r}: {factory!r} returned {type(made).__name__}, not a gymnasium.Env"
+        )
     return made
 
 
@@ -163,18 +167,29 @@ def describe(env: str, made: Env) -> EnvSpec:
             "gymnasium.wrappers.FlattenObservation in your own factory makes one of it"
         )
     if obs.dtype == np.uint8 and len(obs.shape) >= 2:
-        raise ConfigError(f"env = {env!r} has image observations {obs}: vectors are supported so far")
+        raise ConfigError(
+            f"env = {env!r} has image observations {obs}: vectors are supported so far"
+        )
     obs_dim = math.prod(obs.shape)
     if not 1 <= obs_dim <= 65_536:
-        raise ConfigError(f"env = {env!r} has {obs_dim} observation components: 1 to 65536 are supported")
+        raise ConfigError(
+            f"env = {env!r} has {obs_dim} observation components: 1 to 65536 are supported"
+        )
     line = _LINES.get(env, (None, 20))
     threshold = line[0]
     if threshold is None and made.spec is not None and made.spec.reward_threshold is not None:
         threshold = float(made.spec.reward_threshold)
-    common = {"env": env, "obs_dim": obs_dim, "obs_shape": tuple(obs.shape), "return_threshold": threshold}
+    common = {
+        "env": env,
+        "obs_dim": obs_dim,
+        "obs_shape": tuple(obs.shape),
+        "return_threshold": threshold,
+    }
     if isinstance(act, gym.spaces.Discrete):
         if act.n < 2:
-            raise ConfigError(f"env = {env!r} has {act.n} action: at least 2 are needed to learn anything")
+            raise ConfigError(
+                f"env = {env!r} has {act.n} action: at least 2 are needed to learn anything"
+            )
         return EnvSpec(
             **common, discrete=True, action_dim=int(act.n), action_shape=(), action_start=int(act.start),
             low=(), high=(), eval_episodes=line[1],
@@ -192,4 +207,6 @@ def describe(env: str, made: Env) -> EnvSpec:
             **common, discrete=False, action_dim=low.size, action_shape=tuple(act.shape), action_start=0,
             low=tuple(low.tolist()), high=tuple(high.tolist()), eval_episodes=line[1],
         )  # fmt: skip
-    raise ConfigError(f"env = {env!r} has actions {act}: Discrete and Box (with bounds) are supported")
+    raise ConfigError(
+        f"env = {env!r} has actions {act}: Discrete and Box (with bounds) are supported"
+    )

@@ -1,0 +1,106 @@
+"""What a run shows while it goes on: a live board on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+LINE_SECONDS = 5.0  # between two plain lines
+
+
+def _number(value: Any, form: str = ",.1f") -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "-"
+    return format(value, form)
+
+
+class Board:
+    """Shows rows of metrics. `note` prints a line above the board and keeps it."""
+
+    def __init__(self, title: str, *, quiet: bool = False) -> None:
+        self.console = Console(highlight=False, quiet=quiet)
+        self.title = title
+        self._live: Live | None = None
+        self._last_line = 0.0
+        if self.console.is_terminal and not quiet:
+            self._live = Live(
+                console=self.console, refresh_per_second=4, transient=True, auto_refresh=False
+            )
+            self._live.start()
+
+    def show(self, row: dict[str, Any], stages: dict[str, dict[str, float]]) -> None:
+        """Show the newest metrics and stage times (microseconds)."""
+        if self._live is not None:
+            self._live.update(
+                Panel(Group(self._numbers(row), self._stages(stages)), title=self.title),
+                refresh=True,
+            )
+        elif time.monotonic() - self._last_line >= LINE_SECONDS:
+            self._last_line = time.monotonic()
+            self.console.print(
+                f"{row['time/time_elapsed']:7.1f} s  {row['time/total_timesteps']:>9,} steps  "
+                f"{row['train/n_updates']:>7,} updates  return {_number(row.get('rollout/ep_rew_mean'))}  "
+                f"evaluation {_number(row.get('eval/mean_reward'))}  "
+                f"samples/insert {_number(row.get('train/samples_per_insert'), '.2f')}"
+            )
+
+    @staticmethod
+    def _numbers(row: dict[str, Any]) -> Table:
+        table = Table.grid(padding=(0, 3), expand=True)
+        for _ in range(4):
+            table.add_column(justify="left")
+        cells = [
+            ("time", f"{row['time/time_elapsed']:,.1f} s"),
+            ("steps", f"{row['time/total_timesteps']:,} ({_number(row['time/fps'], ',.0f')}/s)"),
+            ("updates", f"{row['train/n_updates']:,} ({_number(row.get('train/updates_per_second'), ',.0f')}/s)"),
+            ("restarts", str(row.get("engine/restarts", 0))),
+            ("training return", _number(row.get("rollout/ep_rew_mean"))),
+            ("evaluation", f"{_number(row.get('eval/mean_reward'))} +- {_number(row.get('eval/std_reward'))}"),
+            ("episode length", _number(row.get("rollout/ep_len_mean"), ",.0f")),
+            ("replay", f"{row.get('replay/size', 0):,}"),
+            ("samples/insert", _number(row.get("train/samples_per_insert"), ".2f")),
+            ("trainer busy", _number(row.get("engine/duty_cycle"), ".0%")),
+            ("policy lag", f"{_number(row.get('engine/policy_lag_p50'), '.0f')} / {_number(row.get('engine/policy_lag_p99'), '.0f')}"),
+            ("temperature", _number(row.get("train/ent_coef"), ".5f")),
+        ]  # fmt: skip
+        for i in range(0, len(cells), 4):
+            table.add_row(
+                *(Text.assemble((f"{k}  ", "dim"), (v, "bold")) for k, v in cells[i : i + 4])
+            )
+        return table
+
+    @staticmethod
+    def _stages(stages: dict[str, dict[str, float]]) -> Table:
+        table = Table(box=None, padding=(0, 2), header_style="dim")
+        table.add_column("stage")
+        for head in ("count", "p50 us", "p99 us"):
+            table.add_column(head, justify="right")
+        for name, s in stages.items():
+            if name not in ("lag", "rows"):
+                table.add_row(name, f"{s['count']:,.0f}", f"{s['p50']:,.1f}", f"{s['p99']:,.1f}")
+        return table
+
+    def note(self, text: str) -> None:
+        """Print one line that stays."""
+        self.console.print(text, markup=False)
+
+    def problem(self, text: str) -> None:
+        """Print to standard error."""
+        if self._live is not None:
+            self.console.print(text, style="bold red", markup=False)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None

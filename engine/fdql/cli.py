@@ -1,0 +1,122 @@
+"""The command line: `fdql train`, `fdql eval`; every setting is a flag, generated from the config's types."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from fdql.config import Config, ConfigError
+from fdql.config_file import load_toml
+
+VERBS = ("train", "eval")
+USAGE = """usage: fdql [train] [--env ID] [--seed N] [...]   train; every setting is a flag: fdql train --help
+       fdql eval RUN [--episodes N] [...]        play greedy episodes with a trained policy
+
+python main.py is the same command. An environment is a Gymnasium id (CartPole-v1) or module:factory.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line. Returns the exit code: 0, 1 failed, 2 wrong use, 130 interrupted."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words in (["--help"], ["-h"]):
+        print(USAGE, end="")
+        return 0
+    if words == ["--version"]:
+        from fdql import __version__
+
+        print(f"fdql {__version__}")
+        return 0
+    verb = words.pop(0) if words and not words[0].startswith("-") else "train"
+    if verb not in VERBS:
+        print(
+            f"fdql: there is no verb {verb!r}; {' and '.join(VERBS)} are\n\n{USAGE}",
+            file=sys.stderr,
+            end="",
+        )
+        return 2
+    try:
+        return _train(words) if verb == "train" else _eval(words)
+    except ConfigError as error:
+        print(f"fdql: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except ImportError as error:
+        print(f"fdql: {_unbuilt(error)}", file=sys.stderr)
+        return 1
+    except (MemoryError, OSError, RuntimeError) as error:
+        print(f"fdql: {type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+
+
+def _unbuilt(error: ImportError) -> str:
+    if (error.name or "").startswith("fdql.shm"):
+        return (
+            f"the compiled part {error.name} is missing: this checkout was not built. Run\n"
+            '  pip install -c constraints.txt -e ".[envs]"\nin it (a C++ compiler is needed), or install a wheel'
+        )
+    return f"{error}; pip install -c constraints.txt -e . installs what fdql needs"
+
+
+def _take_config_file(words: list[str]) -> Config:
+    """Remove --config FILE from `words` and read it; the flags that stay beat the file."""
+    for i, word in enumerate(words):
+        if word == "--config" or word.startswith("--config="):
+            name = word.partition("=")[2] if "=" in word else "".join(words[i + 1 : i + 2])
+            if not name:
+                raise ConfigError("config: a TOML file must follow; --config my.toml works")
+            del words[i : i + (1 if "=" in word else 2)]
+            return load_toml(Path(name))
+    return Config()
+
+
+def _train(words: list[str]) -> int:
+    import tyro
+
+    default = _take_config_file(words)
+    config = tyro.cli(
+        Config, args=words, default=default, prog="fdql train",
+        description="Train SAC on an environment. --config FILE reads settings from TOML; flags beat the file.",
+    )  # fmt: skip
+    from fdql.supervisor import train
+
+    return train(config).exit_code
+
+
+def _eval(words: list[str]) -> int:
+    import tyro
+
+    def arguments(
+        run: tyro.conf.Positional[str],
+        episodes: int = 20,
+        env: str | None = None,
+        seed: int = 0,
+        which: str = "best",
+    ) -> tuple[str, int, str | None, int, str]:
+        """Play greedy episodes with a trained policy.
+
+        Args:
+            run: run folder, or a policy.safetensors file
+            episodes: number of episodes
+            env: environment, when not the one it was trained on
+            seed: seed of the episodes' starts
+            which: best (by evaluated return) or last
+        """
+        return run, episodes, env, seed, which
+
+    run, episodes, env, seed, which = tyro.cli(arguments, args=words, prog="fdql eval")
+    from fdql.play import evaluate, load
+
+    result = evaluate(load(run, which), env, episodes, seed)
+    print(
+        f"{result.mean:.1f} +- {result.std:.1f} over {episodes} episodes "
+        f"(min {result.returns.min():.1f}, max {result.returns.max():.1f}, mean length {result.lengths.mean():.0f})"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

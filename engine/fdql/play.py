@@ -1,0 +1,121 @@
+"""A trained policy outside of training: load it from a run folder, act with it, evaluate it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fdql.checkpoint import CheckpointError, load_tensors
+from fdql.config import ConfigError, ExploreConfig
+from fdql.envs import ActionScale, EnvSpec, describe, make_env
+from fdql.proc.evaluator import Evaluation, play
+from fdql.sac import policy as acting
+from fdql.sac.nets import NetSpec, policy_shapes, size_of
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """A trained policy with its observation statistics.
+
+    env     what it was trained on
+    facts   what its file says: updates, env_steps, return
+    explorer  draws from the policy, for predict(deterministic=False)
+    """
+
+    env: EnvSpec
+    facts: dict[str, Any]
+    acting: acting.Policy
+    explorer: acting.Explorer
+
+    def predict(self, obs: NDArray[Any], deterministic: bool = True) -> NDArray[Any]:
+        """The environment's action for one observation (shape of the space) or many (one more axis in front).
+
+        deterministic=False draws from the policy instead of taking its greedy action.
+        Raises ValueError for another shape or for a NaN or infinity.
+        """
+        obs = np.asarray(obs, dtype=np.float32)
+        one = obs.shape == self.env.obs_shape
+        if not one and obs.shape[1:] != self.env.obs_shape:
+            raise ValueError(
+                f"obs has shape {obs.shape}; {self.env.obs_shape} or (n, *{self.env.obs_shape}) works"
+            )
+        if not np.isfinite(obs).all():
+            raise ValueError("obs holds a NaN or an infinity")
+        rows = np.ascontiguousarray(obs.reshape(-1, self.env.obs_dim))
+        shape, dtype = ((), np.int32) if self.env.discrete else ((self.env.action_dim,), np.float32)
+        actions = np.zeros((len(rows), *shape), dtype=dtype)
+        if deterministic:
+            self.acting.greedy(rows, actions)
+        else:
+            self.explorer.act(
+                self.acting, rows, np.zeros(len(rows), dtype=np.int64), False, actions
+            )
+        scale = ActionScale(self.env)
+        out = np.stack([np.asarray(scale(a)) for a in actions])
+        return out[0] if one else out
+
+
+def load(run_dir: str | Path, which: str = "best") -> Policy:
+    """Load a policy from a run folder: `best` by evaluated return, or `last`. Or from a .safetensors file.
+
+    Raises ConfigError when there is none, CheckpointError when the file is damaged.
+    """
+    path = Path(run_dir)
+    if path.is_dir():
+        files = {"best": path / "best" / "policy.safetensors", "last": path / "policy.safetensors"}
+        if which not in files:
+            raise ConfigError(f"which = {which!r}: must be 'best' or 'last'")
+        file = files[which] if files[which].exists() else files["last"]
+    else:
+        file = path
+    if not file.is_file():
+        raise ConfigError(
+            f"run = {str(run_dir)!r}: no policy there; a run folder has {file.name} once it has learned"
+        )
+    arrays, facts = load_tensors(file)
+    try:
+        if facts["format"] != 1:
+            raise CheckpointError(
+                f"{file}: format {facts['format']!r}, this version reads format 1"
+            )
+        env = EnvSpec.from_dict(facts["env"])
+        net = NetSpec(
+            obs_dim=env.obs_dim, action_dim=env.action_dim, discrete=env.discrete, **facts["net"]
+        )
+        flat = arrays["policy"]
+        if flat.dtype != np.float32 or flat.shape != (size_of(policy_shapes(net)),):
+            raise CheckpointError(
+                f"{file}: holds {flat.dtype} {flat.shape}, not this policy's float32 numbers"
+            )
+        plain = acting.Explorer(net, ExploreConfig(), 1, np.zeros(1, dtype=np.bool_), 0)
+        return Policy(env, facts, acting.Policy(net, flat), plain)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{file}: not a policy of fdql ({error!r})") from None
+
+
+def evaluate(
+    policy: Policy, env: str | None = None, episodes: int = 20, seed: int = 0
+) -> Evaluation:
+    """Play `episodes` greedy episodes, in `env` or in the one it was trained on.
+
+    Raises ConfigError when the spaces of `env` are not those of the policy.
+    """
+    if episodes < 1:
+        raise ConfigError(f"episodes = {episodes}: must be at least 1; 20 works")
+    name = env or policy.env.env
+    probe = make_env(name)
+    spec = describe(name, probe)
+    probe.close()
+    if (spec.obs_dim, spec.discrete, spec.action_dim) != (
+        policy.env.obs_dim,
+        policy.env.discrete,
+        policy.env.action_dim,
+    ):
+        raise ConfigError(
+            f"env = {name!r}: its spaces are not those of {policy.env.env!r}, which the policy was trained on"
+        )
+    return play(policy.acting, spec, episodes, seed)

@@ -1,0 +1,219 @@
+"""Greedy episodes on one published policy, in environments of its own; training never waits for it.
+
+Reads the published policies; writes its record and best/policy.safetensors. Every evaluation plays the
+same number of episodes from the same start seeds with one policy version, whatever is published meanwhile.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fdql.checkpoint import CheckpointError, load_tensors, save_tensors
+from fdql.envs import ActionScale, EnvSpec, make_env
+from fdql.proc.memory import (
+    BELL_EVALUATOR,
+    LAST,
+    READER_EVALUATOR,
+    RECORD_EVALUATOR,
+    RECORD_TRAINER,
+    STOP,
+    Events,
+    RunMemory,
+)
+from fdql.profile import Counter, Stage
+from fdql.sac.policy import Policy, precompile
+
+SLICE_NS = 100_000_000  # longest wait between two looks at the stop word
+MOST_ENVS = 32  # environments that play side by side
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Undiscounted returns and lengths of the episodes of one evaluation, in the order of their seeds."""
+
+    returns: NDArray[np.float64]
+    lengths: NDArray[np.int64]
+
+    @property
+    def mean(self) -> float:
+        """Mean return."""
+        return float(self.returns.mean())
+
+    @property
+    def std(self) -> float:
+        """Standard deviation of the returns over the episodes."""
+        return float(self.returns.std())
+
+
+class Arena:
+    """Environments for evaluation, kept between evaluations; episode i always starts from the same seed."""
+
+    def __init__(self, env: EnvSpec, episodes: int, seed: int, longest: int) -> None:
+        self.episodes, self.longest = episodes, longest
+        self.envs = [make_env(env.env) for _ in range(min(episodes, MOST_ENVS))]
+        self.scale = ActionScale(env)
+        self.obs = np.zeros((len(self.envs), env.obs_dim), dtype=np.float32)
+        shape, dtype = ((), np.int32) if env.discrete else ((env.action_dim,), np.float32)
+        self.out = np.zeros((len(self.envs), *shape), dtype=dtype)
+        self.seeds = [int(s) for s in np.random.SeedSequence([seed, 2]).generate_state(episodes)]
+
+    def play(self, policy: Policy, goes_on: Callable[[], bool]) -> Evaluation | None:
+        """Play every episode once with the greedy policy. None when `goes_on` says no in between."""
+        n, obs = len(self.envs), self.obs
+        returns, lengths = np.zeros(self.episodes), np.zeros(self.episodes, dtype=np.int64)
+        episode = list(range(n))  # that each environment is playing
+        started = n
+        for i in range(n):
+            self._reset(i, i)
+        live = list(range(n))
+        while live:
+            if not goes_on():
+                return None
+            actions = self.out[: len(live)]
+            policy.greedy(obs[live], actions)
+            for i, action in zip(list(live), actions, strict=True):
+                step, reward, terminated, truncated, _ = self.envs[i].step(self.scale(action))
+                e = episode[i]
+                returns[e] += float(reward)
+                lengths[e] += 1
+                if not (terminated or truncated or lengths[e] >= self.longest):
+                    obs[i] = np.asarray(step, dtype=np.float32).reshape(-1)
+                elif started < self.episodes:
+                    episode[i] = started
+                    self._reset(i, started)
+                    started += 1
+                else:
+                    live.remove(i)
+        return Evaluation(returns, lengths)
+
+    def _reset(self, i: int, episode: int) -> None:
+        first, _ = self.envs[i].reset(seed=self.seeds[episode])
+        self.obs[i] = np.asarray(first, dtype=np.float32).reshape(-1)
+
+    def close(self) -> None:
+        """Close the environments."""
+        for env in self.envs:
+            env.close()
+
+
+def play(
+    policy: Policy, env: EnvSpec, episodes: int, seed: int, longest: int = 27_000
+) -> Evaluation:
+    """One evaluation in environments made for it."""
+    arena = Arena(env, episodes, seed, longest)
+    try:
+        result = arena.play(policy, lambda: True)
+        assert result is not None
+        return result
+    finally:
+        arena.close()
+
+
+class Evaluator:
+    """The loop body: `due` says when, `evaluate` plays and reports. Used by serial mode too."""
+
+    def __init__(self, memory: RunMemory, send: Callable[..., None]) -> None:
+        plan = memory.plan
+        config = plan.config
+        self.plan, self.send = plan, send
+        self.record, self.trainer = memory.record(RECORD_EVALUATOR), memory.record(RECORD_TRAINER)
+        self.weights = memory.weights_reader(READER_EVALUATOR)
+        self.policy = Policy(plan.net, np.zeros(plan.policy_size, dtype=np.float32))
+        episodes = config.eval.episodes or plan.env.eval_episodes
+        self.arena = Arena(plan.env, episodes, config.seed, config.eval.longest_episode)
+        self.version = 0  # evaluated last
+        self.next_steps = 0  # inserted steps at which the next evaluation may start
+        self.best = self._best_kept()
+
+    def _best_kept(self) -> float:
+        """Return of the best policy in the run folder: an evaluator that was restarted goes on from there."""
+        try:
+            return float(
+                load_tensors(Path(self.plan.run_dir) / "best" / "policy.safetensors")[1][
+                    "eval_return_mean"
+                ]
+            )
+        except CheckpointError:
+            return -np.inf
+
+    def due(self) -> bool:
+        """A policy not yet evaluated is there, and enough environment steps lie between."""
+        return (
+            self.weights.latest > self.version
+            and self.trainer.get(Counter.INSERTED) >= self.next_steps
+        )
+
+    def evaluate(self, goes_on: Callable[[], bool]) -> Evaluation | None:
+        """Evaluate the newest policy and report it; keep it in best/ when it is the best so far."""
+        self.version, data = self.weights.acquire()
+        flat = np.frombuffer(data, dtype=np.float32)[: self.plan.policy_size].copy()
+        del data
+        self.weights.release()
+        self.policy.load(flat)
+        steps, updates = self.trainer.get(Counter.INSERTED), self.version
+        self.next_steps = (
+            steps - steps % self.plan.config.eval.every_steps + self.plan.config.eval.every_steps
+        )
+        t0 = time.monotonic()
+        result = self.arena.play(self.policy, goes_on)
+        if result is None:
+            return None
+        self.record.add(Counter.EVALUATIONS, 1)
+        if result.mean > self.best:
+            self.best = result.mean
+            facts = self.plan.policy_facts() | {
+                "updates": updates,
+                "env_steps": steps,
+                "eval_return_mean": result.mean,
+            }
+            folder = Path(self.plan.run_dir) / "best"
+            folder.mkdir(exist_ok=True)
+            save_tensors(folder / "policy.safetensors", {"policy": flat}, facts)
+        self.send(
+            "evaluation", mean=result.mean, std=result.std, episodes=len(result.returns),
+            length=float(result.lengths.mean()), updates=updates, env_steps=steps, seconds=time.monotonic() - t0,
+        )  # fmt: skip
+        return result
+
+
+def evaluator_main(memory: RunMemory, events: Events) -> int:
+    """Evaluate on schedule until told to stop; after LAST once more, the last policy. Returns 0."""
+    evaluator = Evaluator(memory, events.send)
+    bell, control, record = memory.bell(BELL_EVALUATOR), memory.control, evaluator.record
+    precompile(memory.plan.env.discrete)
+    events.send("ready", role="evaluator", pid=os.getpid())
+
+    def goes_on() -> bool:
+        record.heartbeat(Stage.STEP)
+        return bool(control.stop != STOP)
+
+    share = memory.plan.config.eval.share
+    rest_until = 0.0
+    while control.stop < LAST:
+        record.heartbeat(Stage.WAIT)
+        if evaluator.due() and time.monotonic() >= rest_until:
+            t0 = time.monotonic()
+            evaluator.evaluate(goes_on)
+            rest_until = time.monotonic() + (time.monotonic() - t0) * (1 / share - 1)
+        else:
+            ticket = bell.arm()
+            rest = rest_until - time.monotonic()
+            bell.sleep(ticket, SLICE_NS if rest <= 0 else min(SLICE_NS, int(rest * 1e9) + 1))
+    if control.stop == LAST and evaluator.weights.latest > evaluator.version:
+        evaluator.evaluate(goes_on)
+    evaluator.arena.close()
+    return 0
+
+
+if __name__ == "__main__":
+    from fdql.proc.child import run_child
+
+    sys.exit(run_child(lambda memory, events, words: evaluator_main(memory, events)))

@@ -1,0 +1,52 @@
+"""The samples-per-insert governor: how many updates are due, how many environment steps may start.
+
+One number is held from both sides. The trainer makes an update only when it is due; inference starts an
+environment step only while it is allowed. Reads and writes nothing: pure arithmetic on counts.
+(The idea of a rate limiter on both sides: Cassirer 2021, Reverb.)
+"""
+
+from __future__ import annotations
+
+from fdql.config import Config
+
+
+class Governor:
+    """Samples per insert rho = updates * batch / inserted steps.
+
+    due        floor(inserted * rho / batch), nothing before the warm-up is complete; the warm-up's own
+               updates are due at once when it ends
+    allowed    steps that `updates` pay for, plus `ahead` updates' worth so that neither side waits for
+               the other's latency; never above the run's total
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.free = config.ratio == "free"
+        self.target = None if config.ratio == "free" else float(config.ratio)
+        self._steps_per_update = 0.0 if self.target is None else config.sac.batch_size / self.target
+        self._batch = config.sac.batch_size
+        self._warmup = min(config.explore.warmup_steps, config.total_timesteps)
+        self._ahead = config.engine.ahead_updates
+        self._total = config.total_timesteps
+
+    def due(self, inserted: int) -> int:
+        """Updates that `inserted` environment steps ask for in all."""
+        if inserted < self._warmup:
+            return 0
+        if self.free:
+            return 2**62
+        return int(inserted / self._steps_per_update + 1e-9)
+
+    def allowed(self, updates: int) -> int:
+        """Environment steps that may have been started once `updates` are made."""
+        if self.free:
+            return self._total
+        paid = (updates + self._ahead) * self._steps_per_update
+        return min(self._total, max(self._warmup, int(paid)))
+
+    def complete(self, inserted: int, updates: int) -> bool:
+        """True when the run's steps are all stored and their updates made."""
+        return inserted >= self._total and (self.free or updates >= self.due(inserted))
+
+    def actual(self, inserted: int, updates: int) -> float:
+        """Samples per insert so far; 0 before the first insert."""
+        return updates * self._batch / inserted if inserted else 0.0

@@ -1,0 +1,145 @@
+"""Stages 7 and 8 of 8, `infer` and `act`: one process that answers all environment workers in batches.
+
+Reads observation slots and the published policy; writes action slots. Before the first publication it
+answers with uniform, held actions (the warm-up). It is also where environment steps are held back: it
+answers only while the steps started are fewer than the trainer allows.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fdql.proc.memory import (
+    BELL_INFERENCE,
+    READER_INFERENCE,
+    RECORD_INFERENCE,
+    RECORD_TRAINER,
+    Events,
+    RunMemory,
+)
+from fdql.profile import Counter, Stage
+from fdql.sac.policy import Explorer, Policy, explorer_mask, precompile
+from fdql.shm.records import now_ns
+
+SLICE_NS = 100_000_000  # longest wait between two looks at the stop word
+MIN_DWELL_NS = 200_000  # a request waits this long for others before it is served without them
+
+
+class InferenceServer:
+    """The loop body: `serve` answers what is ready, `throttled` says whether steps are held back."""
+
+    def __init__(self, memory: RunMemory) -> None:
+        plan = memory.plan
+        self.plan = plan
+        self.record = memory.record(RECORD_INFERENCE)
+        self.trainer = memory.record(RECORD_TRAINER)
+        self.workers = [memory.worker_record(w) for w in range(plan.workers)]
+        self.slots = memory.slot_server()
+        self.weights = memory.weights_reader(READER_INFERENCE)
+        self.policy = Policy(plan.net, np.zeros(plan.policy_size, dtype=np.float32))
+        self.version = 0  # of the loaded policy, updates; 0: none published yet
+        explore = plan.config.explore
+        explorers = explorer_mask(explore.explorer_share, plan.lanes)
+        self.explorer = Explorer(plan.net, explore, plan.lanes, explorers, plan.config.seed)
+        groups, n = plan.config.engine.groups, plan.envs_per_group
+        slots = groups * plan.workers
+        self.ready = np.zeros(slots, dtype=np.int32)
+        stride = self.slots.obs.nbytes // (slots * n) // 4
+        self.obs = np.frombuffer(self.slots.obs, dtype=np.float32).reshape(slots * n, stride)[
+            :, : plan.env.obs_dim
+        ]
+        raw = np.frombuffer(self.slots.actions, dtype=np.uint8).reshape(slots * n, -1)
+        self.actions: NDArray[np.int32] | NDArray[np.float32]
+        if plan.env.discrete:
+            self.actions = raw[:, :4].view(np.int32)[:, 0]
+            self.out: NDArray[np.int32] | NDArray[np.float32] = np.zeros(slots * n, dtype=np.int32)
+        else:
+            self.actions = raw[:, : 4 * plan.env.action_dim].view(np.float32)
+            self.out = np.zeros((slots * n, plan.env.action_dim), dtype=np.float32)
+        # Slot g * W + w holds rows slot * n ...; the lane of such a row counts worker by worker.
+        slot, e = np.divmod(np.arange(slots * n), n)
+        group, worker = np.divmod(slot, plan.workers)
+        self.lane_of_row = (worker * plan.envs_per_worker + group * n + e).astype(np.int64)
+        self.rows_of_slot = np.arange(slots * n).reshape(slots, n)
+        self.issued = np.zeros(plan.workers, dtype=np.int64)
+        self.incarnation = np.zeros(plan.workers, dtype=np.int64)
+
+    def refresh(self) -> None:
+        """Load the newest published policy, if it is newer than ours."""
+        if self.weights.latest != self.version:
+            self.version, data = self.weights.acquire()
+            if self.version:
+                self.policy.load(np.frombuffer(data, dtype=np.float32)[: self.plan.policy_size])
+            del data
+            self.weights.release()
+
+    def throttled(self) -> bool:
+        """True while environment steps are held back for the trainer (or the run's last step is started)."""
+        return int(self.issued.sum()) >= self.trainer.get(Counter.ALLOWED)
+
+    def serve(self, n_ready: int) -> None:
+        """Answer the first `n_ready` slots of self.ready: one forward pass, one reply round."""
+        t0 = now_ns()
+        self.refresh()
+        ready = self.ready[:n_ready]
+        rows = self.rows_of_slot[ready].ravel()
+        n = rows.size
+        out = self.out[:n]
+        warmup = self.version == 0
+        self.explorer.act(self.policy, self.obs[rows], self.lane_of_row[rows], warmup, out)
+        self.actions[rows] = out
+        t1 = self.record.observe_since(Stage.INFER, t0)
+        self._count(ready)
+        self.slots.reply(self.ready, n_ready, self.version)
+        self.record.observe_since(Stage.ACT, t1)
+        self.record.observe(Stage.ROWS, n)
+
+    def _count(self, ready: NDArray[np.int32]) -> None:
+        """Count the steps started. Those that a dead worker never handed over are not counted any more."""
+        for slot in ready:
+            w = int(slot) % self.plan.workers
+            incarnation = self.workers[w].get(Counter.INCARNATION)
+            if incarnation != self.incarnation[w]:
+                self.incarnation[w] = incarnation
+                self.issued[w] = self.workers[w].get(Counter.STEPS)
+            self.issued[w] += self.plan.envs_per_group
+        self.record.set(Counter.ISSUED, int(self.issued.sum()))
+
+
+def inference_main(memory: RunMemory, events: Events) -> int:
+    """Run until told to stop. Returns 0."""
+    server = InferenceServer(memory)
+    precompile(memory.plan.env.discrete)
+    events.send("ready", role="inference", pid=os.getpid())
+    bell, control, record = memory.bell(BELL_INFERENCE), memory.control, server.record
+    workers = memory.plan.workers
+    dwell = MIN_DWELL_NS
+    while not control.stop:
+        record.heartbeat(Stage.WAIT)
+        if server.throttled():
+            t0 = now_ns()
+            ticket = bell.arm()
+            if server.throttled() and not control.stop:
+                bell.sleep(ticket, SLICE_NS)
+            else:
+                bell.disarm()
+            record.observe_since(Stage.HELD, t0)
+            continue
+        t0 = now_ns()
+        n = server.slots.collect(server.ready, workers, dwell, SLICE_NS)
+        t1 = record.observe_since(Stage.WAIT, t0)
+        if n:
+            record.heartbeat(Stage.INFER)
+            server.serve(n)
+            dwell = max(MIN_DWELL_NS, (now_ns() - t1) // 4)
+    return 0
+
+
+if __name__ == "__main__":
+    from fdql.proc.child import run_child
+
+    sys.exit(run_child(lambda memory, events, words: inference_main(memory, events)))

@@ -1,0 +1,263 @@
+"""What is known of a run while it goes on: events and counters become metric rows, a line, the summary."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import psutil
+
+from fdql.board import Board
+from fdql.proc.governor import Governor
+from fdql.proc.memory import RECORD_EVALUATOR, RECORD_INFERENCE, RECORD_TRAINER, RunMemory, RunPlan
+from fdql.profile import Counter, Stage, counts, percentiles, stage_table
+from fdql.run_folder import RunFolder
+
+EPISODES_AVERAGED = 100  # of the training return, as in Stable Baselines
+
+
+class Report:
+    """Fed by the supervisor (or serial mode); the one writer of the run folder's metrics.
+
+    threshold   mean return at which the run counts as solved, None: never
+    """
+
+    def __init__(self, plan: RunPlan, memory: RunMemory, folder: RunFolder, board: Board) -> None:
+        self.plan, self.folder, self.board = plan, folder, board
+        self.trainer = memory.record(RECORD_TRAINER)
+        self.inference = memory.record(RECORD_INFERENCE)
+        self.workers = [memory.worker_record(w) for w in range(plan.workers)]
+        self.records = [
+            self.trainer,
+            self.inference,
+            memory.record(RECORD_EVALUATOR),
+            *self.workers,
+        ]
+        self.governor = Governor(plan.config)
+        stop_at = plan.config.stop_at_return
+        self.threshold = (
+            plan.env.return_threshold
+            if stop_at == "auto"
+            else None
+            if stop_at == "never"
+            else float(stop_at)
+        )
+        self.began = (
+            psutil.Process().create_time()
+        )  # the clock starts with the command, imports included
+        self.restarts = 0
+        self.returns: deque[float] = deque(maxlen=EPISODES_AVERAGED)
+        self.lengths: deque[int] = deque(maxlen=EPISODES_AVERAGED)
+        self.learner: dict[str, float] = {}
+        self.evaluation: dict[str, Any] = {}
+        self.first_time_at_stop_return: dict[str, Any] | None = None
+        self._last = (self.elapsed(), 0, 0)
+        self._speed = (0.0, 0.0)
+
+    def elapsed(self) -> float:
+        """Seconds since the command was started."""
+        return time.time() - self.began
+
+    @property
+    def env_steps(self) -> int:
+        """Environment steps stored in the replay."""
+        return self.trainer.get(Counter.INSERTED)
+
+    @property
+    def updates(self) -> int:
+        """Updates made."""
+        return self.trainer.get(Counter.UPDATES)
+
+    def event(self, event: dict[str, Any]) -> None:
+        """Take in one event of a child."""
+        kind = event["event"]
+        if kind == "episodes":
+            self.returns.extend(event["returns"])
+            self.lengths.extend(event["lengths"])
+        elif kind == "train":
+            self.learner = {k: v for k, v in event.items() if k != "event"}
+        elif kind == "evaluation":
+            self.evaluation = {k: v for k, v in event.items() if k != "event"}
+            self._evaluated()
+
+    def _evaluated(self) -> None:
+        e = self.evaluation
+        solved = self.threshold is not None and e["mean"] >= self.threshold
+        if solved and self.first_time_at_stop_return is None:
+            self.first_time_at_stop_return = {
+                "seconds": round(self.elapsed(), 3), "env_steps": e["env_steps"], "updates": e["updates"],
+                "return": e["mean"],
+            }  # fmt: skip
+        self.folder.metrics(self.row(evaluated=True))
+        self.board.note(
+            f"{self.elapsed():7.1f} s  evaluation {e['mean']:,.1f} +- {e['std']:,.1f} over {e['episodes']} episodes "
+            f"({e['env_steps']:,} steps, {e['updates']:,} updates)" + ("  solved" if solved else "")
+        )
+
+    @property
+    def solved(self) -> bool:
+        """True once an evaluation reached the return at which to stop."""
+        return self.first_time_at_stop_return is not None
+
+    def row(self, *, evaluated: bool = False) -> dict[str, Any]:
+        """One row of metrics, from the counters as they stand. `evaluated`: an evaluation just ended."""
+        now, steps, updates = self.elapsed(), self.env_steps, self.updates
+        then, old_steps, old_updates = self._last
+        if now - then > 1.0:
+            self._speed = (steps - old_steps) / (now - then), (updates - old_updates) / (now - then)
+            self._last = now, steps, updates
+        row: dict[str, Any] = {
+            "time/time_elapsed": round(now, 3),
+            "time/total_timesteps": steps,
+            "time/fps": round(self._speed[0], 1),
+            "train/n_updates": updates,
+            "train/updates_per_second": round(self._speed[1], 1),
+            "train/samples_per_insert": self.governor.actual(steps, updates),
+            "replay/size": self.trainer.get(Counter.REPLAY),
+            "engine/restarts": self.restarts,
+        }
+        if self.returns:
+            row["rollout/ep_rew_mean"] = sum(self.returns) / len(self.returns)
+            row["rollout/ep_len_mean"] = sum(self.lengths) / len(self.lengths)
+        for key, value in self.learner.items():
+            row[f"train/{'ent_coef' if key == 'temperature' else key}"] = value
+        if not self.plan.config.serial:  # a lockstep run has neither
+            row["engine/duty_cycle"] = self.duty_cycle()
+            row["engine/policy_lag_p50"], row["engine/policy_lag_p99"] = self.policy_lag()
+        if self.evaluation:
+            row["eval/mean_reward"], row["eval/std_reward"] = (
+                self.evaluation["mean"],
+                self.evaluation["std"],
+            )
+            if evaluated:
+                row["eval/updates"], row["eval/env_steps"] = (
+                    self.evaluation["updates"],
+                    self.evaluation["env_steps"],
+                )
+        return row
+
+    def duty_cycle(self) -> float:
+        """Share of the trainer's time since warm-up that it spent inside updates."""
+        total = self.trainer.get(Counter.TRAIN_NS)
+        return min(1.0, self.trainer.get(Counter.UPDATE_NS) / total) if total else 0.0
+
+    def policy_lag(self) -> tuple[float, float]:
+        """Updates between the policy that chose an action and the newest: median and 99th percentile."""
+        p50, p99 = percentiles(counts(self.trainer, Stage.LAG), (50.0, 99.0))
+        return p50, p99
+
+    def stages(self) -> dict[str, dict[str, float]]:
+        """Stage times of all processes together, microseconds."""
+        return stage_table(self.records)
+
+    def write(self) -> None:
+        """Append the current metrics to the run folder and show them."""
+        row = self.row()
+        self.folder.metrics(row)
+        self.board.show(row, self.stages())
+
+    def show(self) -> None:
+        """Show the current metrics, write nothing."""
+        self.board.show(self.row(), self.stages())
+
+    def summary(self, exit_reason: str, problem: str | None) -> dict[str, Any]:
+        """The run in one table; see README for the keys."""
+        config, e = self.plan.config, self.evaluation
+        lag = self.policy_lag()
+        committed = sum(w.get(Counter.STEPS) for w in self.workers)
+        return {
+            "env": config.env, "seed": config.seed, "mode": "serial" if config.serial else "asynchronous",
+            "exit_reason": exit_reason, "problem": problem, "wall_seconds": round(self.elapsed(), 3),
+            "env_steps": self.env_steps, "updates": self.updates,
+            "samples_per_insert_target": self.governor.target,
+            "samples_per_insert_actual": self.governor.actual(self.env_steps, self.updates),
+            "eval_return_mean": e.get("mean"), "eval_return_std": e.get("std"), "eval_episodes": e.get("episodes"),
+            "stop_return": self.threshold, "first_time_at_stop_return": self.first_time_at_stop_return,
+            "trainer_duty_cycle": self.duty_cycle(), "policy_lag_p50": lag[0], "policy_lag_p99": lag[1],
+            "worker_restarts": self.restarts, "episodes": sum(w.get(Counter.EPISODES) for w in self.workers),
+            "steps_committed": committed, "steps_in_flight": committed - self.env_steps,
+            "stale_priorities": self.trainer.get(Counter.STALE),
+            "workers": self.plan.workers, "envs_per_worker": self.plan.envs_per_worker, "learner": config.learner,
+            "stages_us": self.stages(),
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """How a run ended.
+
+    exit_reason   solved, total_timesteps, interrupted, crash or bad_value
+    problem       one sentence when it did not end well
+    summary       what summary.json holds
+    """
+
+    run_dir: Path
+    exit_reason: str
+    problem: str | None
+    summary: dict[str, Any]
+
+    @property
+    def exit_code(self) -> int:
+        """For the shell: 0, 130 after Ctrl-C, 1 otherwise."""
+        return {"solved": 0, "total_timesteps": 0, "interrupted": 130}.get(self.exit_reason, 1)
+
+
+def conclude(report: Report, exit_reason: str, problem: str | None) -> RunResult:
+    """Write the last metrics and summary.json, say how it ended, close the folder."""
+    folder, board = report.folder, report.board
+    summary = report.summary(exit_reason, problem)
+    result = RunResult(folder.path, exit_reason, problem, summary)
+    board.close()
+    if problem:
+        board.problem(f"{exit_reason}: {problem}")
+    if exit_reason == "interrupted" and report.env_steps == 0:
+        folder.discard()
+        board.note("interrupted before the first step; nothing was kept")
+        return result
+    folder.metrics(report.row())
+    folder.summary(summary)
+    folder.close()
+    first = report.first_time_at_stop_return
+    solved = f", {report.threshold:g} reached after {first['seconds']:.1f} s" if first else ""
+    board.note(
+        f"{exit_reason}: {report.env_steps:,} steps, {report.updates:,} updates, "
+        f"{summary['wall_seconds']:.1f} s{solved}; kept in {folder.path}"
+    )
+    return result
+
+
+class StopRequest:
+    """Ctrl-C and SIGTERM, counted: the first asks for an orderly end, the second for an immediate one."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._old: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._old[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.count += 1
+
+    @property
+    def requested(self) -> bool:
+        """Asked to stop."""
+        return self.count > 0
+
+    @property
+    def impatient(self) -> bool:
+        """Asked twice."""
+        return self.count > 1

@@ -1,0 +1,95 @@
+"""Serial mode: the same objects over private memory, in one process, in lockstep; bit-reproducible for a seed.
+
+The oracle of the asynchronous mode, the mode for a debugger, and the mode where there is no memfd. Nothing
+here depends on time: chunks are handed over after every pass, policies are published by count.
+"""
+
+from __future__ import annotations
+
+import os
+
+from fdql.board import Board
+from fdql.config import BadValueError
+from fdql.proc.env_worker import EnvWorker
+from fdql.proc.evaluator import Evaluator
+from fdql.proc.inference import InferenceServer
+from fdql.proc.memory import RunMemory, RunPlan
+from fdql.proc.trainer import Loader, Trainer, make_learner
+from fdql.profile import Counter
+from fdql.report import Report, RunResult, StopRequest, conclude
+from fdql.run_folder import RunFolder
+
+METRICS_STEPS = 1000  # environment steps between two rows of metrics
+
+
+def train_serial(plan: RunPlan, folder: RunFolder, board: Board) -> RunResult:
+    """Train in this process. Same contract as the asynchronous mode."""
+    memory = RunMemory.create(plan, shared=False)
+    report = Report(plan, memory, folder, board)
+    exit_reason, problem = "crash", None
+    try:
+        with StopRequest() as stop:
+            exit_reason = _lockstep(plan, memory, report, stop)
+    except BadValueError as error:
+        exit_reason, problem = "bad_value", str(error)
+    except Exception as error:  # the environment's, or ours: the summary is written either way
+        problem = f"{type(error).__name__}: {error}"
+        if os.environ.get("FDQL_DEBUG"):
+            raise
+    return conclude(report, exit_reason, problem)
+
+
+def _lockstep(plan: RunPlan, memory: RunMemory, report: Report, stop: StopRequest) -> str:
+    """Returns the exit reason."""
+    loader = Loader(memory)
+    trainer = Trainer(memory, make_learner(plan))
+    server = InferenceServer(memory)
+    worker = EnvWorker(memory, 0, 1)
+    evaluator = Evaluator(memory, lambda kind, **values: report.event({"event": kind, **values}))
+    batch = loader.batches[0]
+    every = plan.config.eval.every_steps
+    next_metrics = METRICS_STEPS
+    reason = ""
+
+    def goes_on() -> bool:
+        return not stop.requested
+
+    worker.start()
+    while not reason:
+        if not server.throttled():
+            server.serve(server.slots.collect(server.ready, server.ready.size, 0, 0))
+            for group in range(worker.groups):
+                worker.step_group(group)
+            worker.commit()
+            loader.ingest()
+        while loader.may_sample() and goes_on():
+            loader.sample(batch)
+            trainer.update(batch)
+            loader.give_back(batch)
+            if trainer.publish_due(by_time=False):
+                trainer.publish()
+        done = worker.take_finished()
+        if done.returns:
+            report.event({"event": "episodes", "returns": done.returns, "lengths": done.lengths})
+        steps = loader.replay.steps
+        finished = loader.governor.complete(steps, trainer.updates)
+        if trainer.updates and (finished or steps >= evaluator.next_steps):
+            trainer.publish()
+            evaluator.evaluate(goes_on)
+            evaluator.next_steps = steps - steps % every + every
+        if steps >= next_metrics:
+            next_metrics += METRICS_STEPS
+            report.event({"event": "train", **trainer.metrics()})
+            report.write()
+        if stop.requested:
+            reason = "interrupted"
+        elif report.solved:
+            reason = "solved"
+        elif finished:
+            reason = "total_timesteps"
+    worker.close()
+    report.event({"event": "train", **trainer.metrics()})
+    trainer.save()
+    evaluator.arena.close()
+    assert report.trainer.get(Counter.INSERTED) == loader.replay.steps
+    return reason

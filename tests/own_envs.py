@@ -1,0 +1,169 @@
+"""Environments for tests: ones that tell where they are, ones that misbehave, ones that are easy to solve."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+Obs = np.ndarray[Any, np.dtype[np.float32]]
+
+
+class Counting(gym.Env[Obs, Any]):
+    """Observation (episode, step); reward = step; ends by itself every 7 steps, by time limit every other time.
+
+    Nothing about it can be confused: a transition that crosses a reset shows in its numbers.
+    """
+
+    length = 7
+
+    def __init__(self) -> None:
+        self.observation_space = gym.spaces.Box(-1e6, 1e6, (2,), np.float32)
+        self.action_space: gym.Space[Any] = gym.spaces.Discrete(3)
+        self.episode, self.at = -1, 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Obs, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.episode, self.at = self.episode + 1, 0
+        return self._obs(), {}
+
+    def _obs(self) -> Obs:
+        return np.array([self.episode, self.at], dtype=np.float32)
+
+    def step(self, action: Any) -> tuple[Obs, float, bool, bool, dict[str, Any]]:
+        self.at += 1
+        over = self.at == self.length
+        by_time = self.episode % 2 == 1
+        return self._obs(), float(self.at), over and not by_time, over and by_time, {}
+
+
+class Steering(gym.Env[Obs, Any]):
+    """One step, one number: the reward is 1 - |action - obs|. Optimal return 0.9 and more within a minute."""
+
+    def __init__(self) -> None:
+        self.observation_space = gym.spaces.Box(-1, 1, (1,), np.float32)
+        self.action_space = gym.spaces.Box(np.array([-3.0], np.float32), np.array([1.0], np.float32))
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Obs, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.at, self.goal = 0, self.np_random.uniform(-1, 1, 1).astype(np.float32)
+        return self.goal, {}
+
+    def step(self, action: Any) -> tuple[Obs, float, bool, bool, dict[str, Any]]:
+        reward = 1.0 - abs(float(action[0]) - float(self.goal[0]))
+        self.at += 1
+        self.goal = self.np_random.uniform(-1, 1, 1).astype(np.float32)
+        return self.goal, reward, False, self.at == 10, {}
+
+
+class Faulty(Counting):
+    """Misbehaves at step `when` of the process, in the way of its subclass."""
+
+    when = 300
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def step(self, action: Any) -> tuple[Obs, float, bool, bool, dict[str, Any]]:
+        self.total += 1
+        result = super().step(action)
+        return self.fault(result) if self.total == self.when else result
+
+    def fault(self, result: Any) -> Any:
+        raise RuntimeError("this environment breaks at its 300th step")
+
+
+class NanObservation(Faulty):
+    """Returns a NaN observation."""
+
+    def fault(self, result: Any) -> Any:
+        return np.array([np.nan, 0], dtype=np.float32), *result[1:]
+
+
+class InfReward(Faulty):
+    """Returns an infinite reward."""
+
+    def fault(self, result: Any) -> Any:
+        return result[0], float("inf"), *result[2:]
+
+
+class Exits(Faulty):
+    """Calls exit()."""
+
+    def fault(self, result: Any) -> Any:
+        raise SystemExit(0)
+
+
+class Dies(Faulty):
+    """Is killed."""
+
+    def fault(self, result: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+
+class Hangs(Faulty):
+    """Never returns from step."""
+
+    def fault(self, result: Any) -> Any:
+        signal.pause()
+        return result
+
+
+class BreaksAtReset(Counting):
+    """Cannot be reset."""
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Obs, dict[str, Any]]:
+        raise RuntimeError("no reset today")
+
+
+class UnboundedAction(Counting):
+    """Action space without bounds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.action_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)
+
+
+class MultiAction(Counting):
+    """Unsupported action space."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.action_space = gym.spaces.MultiDiscrete([2, 3])
+
+
+class DictObservation(Counting):
+    """Unsupported observation space."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.observation_space = gym.spaces.Dict({"a": gym.spaces.Discrete(2)})  # type: ignore[assignment]
+
+
+class Picture(Counting):
+    """Image observations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.observation_space = gym.spaces.Box(0, 255, (84, 84, 3), np.uint8)  # type: ignore[assignment]
+
+
+class Huge(Counting):
+    """Observations so wide that a replay of them fits nowhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.observation_space = gym.spaces.Box(-1, 1, (60_000,), np.float32)
+
+
+not_callable = 3
+
+
+def returns_text() -> str:
+    """Not a factory of environments."""
+    return "hello"

@@ -1,0 +1,106 @@
+"""The command line: help, wrong use, exit codes. Training itself is tested end to end elsewhere."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fdql.cli import main
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """A command of its own, from another folder than the checkout."""
+    return subprocess.run(
+        [sys.executable, "-m", "fdql.cli", *words], cwd=cwd, capture_output=True, text=True, timeout=120
+    )
+
+
+def test_help_needs_nothing_heavy(tmp_path: Path):
+    code = (
+        "import sys; from fdql.cli import main; main(['--help']); "
+        "print([m for m in ('torch', 'numba', 'numpy', 'gymnasium', 'tyro') if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert out.stdout.startswith("usage: fdql")
+    assert out.stdout.endswith("[]\n")
+
+
+def test_train_help_lists_every_setting(capsys):
+    from dataclasses import fields, is_dataclass
+    from typing import get_type_hints
+
+    from fdql.config import Config
+
+    with pytest.raises(SystemExit) as caught:
+        main(["train", "--help"])
+    assert caught.value.code == 0
+    shown = "".join(capsys.readouterr().out.split())
+    for f in fields(Config):
+        hint = get_type_hints(Config)[f.name]
+        names = [f"{f.name}.{g.name}" for g in fields(hint)] if is_dataclass(hint) else [f.name]
+        for name in names:
+            assert "--" + name.replace("_", "-") in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (["fly"], 2, "no verb 'fly'"),
+        (["--no-such-flag", "1"], 2, "no-such-flag"),
+        (["--seed", "minus"], 2, "seed"),
+        (["--seed", "-1"], 2, "seed = -1"),
+        (["--workers", "100000"], 2, "at most 16 per core"),
+        (["--env", "CartPol-v1"], 2, "did you mean CartPole-v1"),
+        (["--config", "missing.toml"], 2, "no such file"),
+        (["--config"], 2, "a TOML file must follow"),
+        (["--replay.capacity", "1000000000000"], 2, "fits"),
+        (["--sac.discount", "1.5"], 2, "sac.discount = 1.5"),
+        (["eval", "no-such-run"], 2, "no policy there"),
+    ],
+)
+def test_wrong_use_is_explained(tmp_path: Path, words, code, says):
+    out = run(*words, cwd=tmp_path)
+    assert (out.returncode, "Traceback" in out.stderr) == (code, False), out.stderr
+    assert says in out.stderr + out.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_run_folder_is_refused_and_kept(tmp_path: Path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("precious")
+    out = run("--run-dir", "mine", cwd=tmp_path)
+    assert out.returncode == 2
+    assert "run_dir = 'mine' exists" in out.stderr
+    assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+
+
+def test_an_unbuilt_checkout_says_how_to_build(tmp_path: Path):
+    code = (
+        "import sys; sys.modules['fdql.shm.segment'] = None\n"
+        "from fdql.cli import main; sys.exit(main(['--env', 'CartPole-v1']))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert out.returncode == 1
+    assert "pip install -c constraints.txt -e" in out.stderr
+    assert "fdql.shm.segment" in out.stderr
+
+
+def test_flags_beat_the_file(tmp_path: Path, monkeypatch):
+    import fdql.supervisor
+
+    (tmp_path / "c.toml").write_text("seed = 3\nratio = 8.0\n[sac]\ndiscount = 0.9\n")
+    seen = []
+
+    class Result:
+        exit_code = 0
+
+    monkeypatch.setattr(fdql.supervisor, "train", lambda config: seen.append(config) or Result())
+    assert main(["train", "--config", str(tmp_path / "c.toml"), "--seed", "5"]) == 0
+    assert main([f"--config={tmp_path / 'c.toml'}", "--sac.discount", "0.8"]) == 0
+    assert (seen[0].seed, seen[0].ratio, seen[0].sac.discount) == (5, 8.0, 0.9)
+    assert (seen[1].seed, seen[1].ratio, seen[1].sac.discount) == (3, 8.0, 0.8)

@@ -1,0 +1,107 @@
+"""The configuration: checked values, strict files, derivation from the machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import tomli_w
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fdql.config import Config, ConfigError, EngineConfig, EvalConfig, ReplayConfig, SacConfig
+from fdql.config_file import from_dict, load_toml, to_dict
+from fdql.machine import allowed_cores, resolve
+
+
+@given(
+    seed=st.integers(0, 2**63 - 1),
+    ratio=st.one_of(st.just("free"), st.floats(0.01, 4096)),
+    stop=st.one_of(st.sampled_from(["auto", "never"]), st.floats(-1e6, 1e6)),
+    tau=st.floats(1e-6, 1.0),
+    capacity=st.one_of(st.none(), st.integers(1024, 10**7)),
+)
+def test_toml_round_trip(seed, ratio, stop, tau, capacity):
+    config = Config(
+        seed=seed, ratio=ratio, stop_at_return=stop,
+        sac=SacConfig(target_rate=tau), replay=ReplayConfig(capacity=capacity),
+    )  # fmt: skip
+    import tomllib
+
+    assert from_dict(tomllib.loads(tomli_w.dumps(to_dict(config)))) == config
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"nonsense": 1}, "nonsense"),
+        ({"sac": {"discout": 0.9}}, "did you mean sac.discount"),
+        ({"sac": 3}, "must be a table"),
+        ({"seed": "zero"}, "must be int"),
+        ({"seed": True}, "must be int"),
+        ({"ratio": "fast"}, "ratio = 'fast'"),
+        ({"serial": 1}, "must be bool"),
+        ({"sac": {"discount": 1.0}}, "must be in [0, 1)"),
+        ({"env": ""}, "must name an environment"),
+    ],
+)
+def test_a_wrong_file_is_refused(values, says):
+    with pytest.raises(ConfigError, match=says.replace("[", r"\[").replace(")", r"\)")):
+        from_dict(values)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: SacConfig(discount=-0.1), "sac.discount = -0.1"),
+        (lambda: SacConfig(critic_width=4), "sac.critic_width = 4"),
+        (lambda: SacConfig(learning_rate=float("nan")), "sac.learning_rate = nan"),
+        (lambda: ReplayConfig(capacity=10), "replay.capacity = 10"),
+        (lambda: ReplayConfig(n_step=0), "replay.n_step = 0"),
+        (lambda: EngineConfig(ring_chunks=3), "power of two"),
+        (lambda: EngineConfig(commit_rows=500), "chunk_rows"),
+        (lambda: EvalConfig(episodes=0), "eval.episodes = 0"),
+        (lambda: Config(seed=-1), "seed = -1"),
+        (lambda: Config(total_timesteps=0), "total_timesteps = 0"),
+        (lambda: Config(ratio=0.0), "ratio = 0.0"),
+        (lambda: Config(workers=0), "workers = 0"),
+        (lambda: Config(envs_per_worker=3), "multiple of engine.groups"),
+        (lambda: Config(device="cuda", learner="compiled"), "learner = 'torch'"),
+    ],
+)
+def test_an_impossible_value_names_setting_value_and_rule(make, says):
+    with pytest.raises(ConfigError) as caught:
+        make()
+    assert says in str(caught.value)
+
+
+def test_resolve_fills_what_the_machine_decides():
+    # 8 cores: trainer and inference take two, the other six step environments
+    config = resolve(Config(), cores=8)
+    assert (config.workers, config.envs_per_worker, config.learner, config.device) == (6, 8, "compiled", "cpu")
+    assert resolve(Config(), cores=1).workers == 1
+    assert resolve(Config(device="cuda"), cores=2).learner == "torch"
+    assert resolve(Config(serial=True, workers=4), cores=8).workers == 1
+
+
+def test_more_workers_than_the_machine_allows_are_refused():
+    with pytest.raises(ConfigError, match="workers = 33: at most 16 per core.*32 works"):
+        resolve(Config(workers=33), cores=2)
+
+
+def test_allowed_cores_are_those_of_this_process():
+    import os
+
+    assert 1 <= allowed_cores() <= len(os.sched_getaffinity(0))
+
+
+def test_a_file_that_is_no_toml_is_named(tmp_path: Path):
+    file = tmp_path / "x.toml"
+    with pytest.raises(ConfigError, match="there is no such file"):
+        load_toml(file)
+    file.write_bytes(b"\xff\x00 = [")
+    with pytest.raises(ConfigError, match="cannot be read as TOML"):
+        load_toml(file)
+    file.write_text("[sac]\ndiscount = 2.0\n")
+    with pytest.raises(ConfigError, match=r"x.toml: sac.discount = 2.0"):
+        load_toml(file)
