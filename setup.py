@@ -41,7 +41,7 @@ extensions = [
         f"fdql.shm.{source.stem}",
         [source.as_posix()],
         include_dirs=["ext"],
-        depends=["ext/atomics.hpp", "ext/atomics.pxd"],
+        depends=[p.as_posix() for p in Path("ext").iterdir() if p.suffix in {".hpp", ".pxd"}],
         extra_compile_args=flags,
         extra_link_args=link,
         define_macros=macros,
