@@ -1,0 +1,118 @@
+"""The request/reply protocol between one env worker and the inference server, one slot per group.
+
+A request is the worker's number in req_seq, a reply the same number in rep_seq; each is the only
+commit of its direction. The worker uses actions only when rep_seq equals its own number, so a late
+reply to a dead predecessor is never taken, and either side can restart without a reset.
+"""
+
+from atomics cimport (TP, Field, atomic_u32, atomic_u64, fence_seq_cst, futex_wait, futex_wake,
+                      load_acquire, load_relaxed, monotonic_ns, now_ns, pause, store_relaxed,
+                      store_release)
+from doorbell cimport Bell, StopWord, bell_ring, stop_of, stopped
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+
+cdef extern from *:
+    """
+    struct SlotsHeader {
+        uint32_t magic, workers, groups, envs;              // constant after init
+        uint64_t obs_bytes, action_bytes, obs_stride, action_stride;
+        uint64_t obs_offset, actions_offset;
+        uint8_t reserved[64];
+    };
+    struct Mailbox {
+        fdql::atomic_u32 req_seq;       // the worker's line
+        uint32_t pad0;
+        fdql::atomic_u64 t_submit_ns;
+        uint8_t pad1[112];
+        fdql::atomic_u32 rep_seq;       // the server's line; the word the worker waits on
+        uint32_t pad2;
+        fdql::atomic_u64 policy_version;
+        uint8_t pad3[112];
+        fdql::atomic_u32 waiting;       // the worker's, apart from req_seq: the server polls that one
+        uint8_t pad4[124];
+    };
+    static_assert(sizeof(SlotsHeader) == 128 && sizeof(Mailbox) == 384);
+    static const fdql::Field slots_fields[] = {
+        FDQL_FIELD(SlotsHeader, magic, 0), FDQL_FIELD(SlotsHeader, workers, 4),
+        FDQL_FIELD(SlotsHeader, groups, 8), FDQL_FIELD(SlotsHeader, envs, 12),
+        FDQL_FIELD(SlotsHeader, obs_bytes, 16), FDQL_FIELD(SlotsHeader, action_bytes, 24),
+        FDQL_FIELD(SlotsHeader, obs_stride, 32), FDQL_FIELD(SlotsHeader, action_stride, 40),
+        FDQL_FIELD(SlotsHeader, obs_offset, 48), FDQL_FIELD(SlotsHeader, actions_offset, 56),
+        FDQL_FIELD(Mailbox, req_seq, 0), FDQL_FIELD(Mailbox, t_submit_ns, 8),
+        FDQL_FIELD(Mailbox, rep_seq, 128), FDQL_FIELD(Mailbox, policy_version, 136),
+        FDQL_FIELD(Mailbox, waiting, 256),
+    };
+    constexpr uint32_t slots_magic = 0x746f6c73;            // "slot"
+    """
+    cdef cppclass SlotsHeader nogil:
+        uint32_t magic, workers, groups, envs
+        uint64_t obs_bytes, action_bytes, obs_stride, action_stride, obs_offset, actions_offset
+    cdef cppclass Mailbox nogil:
+        atomic_u32 req_seq
+        atomic_u64 t_submit_ns
+        atomic_u32 rep_seq
+        atomic_u64 policy_version
+        atomic_u32 waiting
+    const Field slots_fields[15]
+    const uint32_t slots_magic
+
+
+cdef inline void mailbox_submit(Mailbox* box, uint32_t number, Bell* server) noexcept nogil:
+    """Publish the observation rows under `number`, and wake the server."""
+    TP("slots.submit.before_req")
+    store_relaxed(&box.t_submit_ns, now_ns())   # ordered by the release below
+    store_release(&box.req_seq, number)         # SYNC request: pairs with the acquire in mailbox_ready
+    TP("slots.submit.before_bell")
+    bell_ring(server)
+
+
+cdef inline bint mailbox_replied(Mailbox* box, uint32_t number) noexcept nogil:
+    return load_acquire(&box.rep_seq) == number  # SYNC reply: pairs with the release in mailbox_reply
+
+
+cdef inline bint mailbox_await(Mailbox* box, uint32_t number, uint64_t spin_ns, uint64_t deadline_ns,
+                               const StopWord* control) noexcept nogil:
+    """True once the reply to `number` is there; False at the deadline, a signal, or a change of stop."""
+    cdef uint32_t before = stop_of(control), seen
+    cdef uint64_t spin_until
+    if mailbox_replied(box, number):
+        return True
+    if spin_ns:
+        spin_until = now_ns() + spin_ns
+        while now_ns() < spin_until:
+            if mailbox_replied(box, number):
+                return True
+            pause()
+    while True:
+        seen = load_acquire(&box.rep_seq)       # SYNC reply: pairs with the release in mailbox_reply
+        if seen == number:
+            return True
+        if stopped(control, before) or monotonic_ns() >= deadline_ns:
+            return False
+        store_relaxed(&box.waiting, <uint32_t>1)  # the fence orders it before the second look
+        fence_seq_cst()                         # SYNC reply-wake: pairs with the fence in the reply round
+        TP("slots.await.before_sleep")
+        if not mailbox_replied(box, number):
+            if futex_wait(&box.rep_seq, seen, deadline_ns):
+                store_relaxed(&box.waiting, <uint32_t>0)
+                return mailbox_replied(box, number)
+        store_relaxed(&box.waiting, <uint32_t>0)  # late or early costs one needless wake, no more
+
+
+cdef inline bint mailbox_ready(Mailbox* box, uint32_t* number) noexcept nogil:
+    """True when a request has no reply yet; its number goes to *number."""
+    number[0] = load_acquire(&box.req_seq)      # SYNC request: pairs with the release in mailbox_submit
+    return number[0] != load_relaxed(&box.rep_seq)  # the server's own word
+
+
+cdef inline void mailbox_reply(Mailbox* box, uint32_t number, uint64_t version) noexcept nogil:
+    """Publish the action rows as the reply to `number`. A wake must follow, see mailbox_wake."""
+    TP("slots.reply.before_rep")
+    store_relaxed(&box.policy_version, version)  # ordered by the release below
+    store_release(&box.rep_seq, number)         # SYNC reply: pairs with the acquire in mailbox_replied
+
+
+cdef inline void mailbox_wake(Mailbox* box) noexcept nogil:
+    """Wake the worker if it sleeps. After the round's one fence: SYNC reply-wake, with mailbox_await."""
+    if load_relaxed(&box.waiting):              # the round's fence orders it
+        futex_wake(&box.rep_seq, 1)

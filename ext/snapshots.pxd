@@ -1,0 +1,101 @@
+"""The weights' protocol: one writer, R readers, K = R + 2 buffers, hazard pins.
+
+`latest` names the newest buffer and is the only commit. A reader pins a buffer in its own line and
+looks at `latest` again; the writer fills only a buffer that is neither the latest nor pinned. With R
+pins and one latest, K = R + 2 always leaves one: the writer never waits, and no reader ever sees a
+buffer change. A reader repeats only if a publication fell into the few ns of its handshake.
+"""
+
+from atomics cimport (TP, Field, atomic_u64, fence_seq_cst, load_acquire, load_relaxed,
+                      store_relaxed, store_release)
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.string cimport memcpy
+
+cdef extern from *:
+    """
+    struct WeightsHeader {
+        uint32_t magic, readers;                            // constant after init
+        uint64_t nbytes, buffers_offset, stride;
+        uint8_t pad0[96];
+        fdql::atomic_u64 latest;        // the writer: version << 8 | buffer
+        uint8_t pad1[120];
+    };
+    struct Pin {
+        fdql::atomic_u64 buffer;        // the reader: buffer + 1, or 0 for none
+        uint8_t pad[120];
+    };
+    static_assert(sizeof(WeightsHeader) == 256 && sizeof(Pin) == 128);
+    static const fdql::Field weights_fields[] = {
+        FDQL_FIELD(WeightsHeader, magic, 0), FDQL_FIELD(WeightsHeader, readers, 4),
+        FDQL_FIELD(WeightsHeader, nbytes, 8), FDQL_FIELD(WeightsHeader, buffers_offset, 16),
+        FDQL_FIELD(WeightsHeader, stride, 24), FDQL_FIELD(WeightsHeader, latest, 128),
+        FDQL_FIELD(Pin, buffer, 0),
+    };
+    constexpr uint32_t weights_magic = 0x74676877;          // "whgt"
+    """
+    cdef cppclass WeightsHeader nogil:
+        uint32_t magic, readers
+        uint64_t nbytes, buffers_offset, stride
+        atomic_u64 latest
+    cdef cppclass Pin nogil:
+        atomic_u64 buffer
+    const Field weights_fields[7]
+    const uint32_t weights_magic
+
+
+cdef inline Pin* pin_of(WeightsHeader* weights, uint32_t reader) noexcept nogil:
+    return <Pin*>(weights + 1) + reader
+
+
+cdef inline uint8_t* buffer_at(WeightsHeader* weights, uint64_t i) noexcept nogil:
+    return <uint8_t*>weights + weights.buffers_offset + i * weights.stride
+
+
+cdef inline int free_buffer(WeightsHeader* weights) noexcept nogil:
+    """A buffer that nobody reads nor can begin to read. Writer only; -1 is impossible by counting."""
+    cdef uint64_t latest = load_relaxed(&weights.latest) & 0xff  # ours
+    cdef uint32_t reader
+    cdef uint64_t b
+    cdef bint taken
+    # SYNC pin-handshake: pairs with the fence in snapshot_acquire. Either we see its pin below, or
+    # it sees our last `latest` and lets go.
+    fence_seq_cst()
+    for b in range(weights.readers + 2):
+        taken = b == latest
+        for reader in range(weights.readers):
+            # SYNC pin-free: pairs with the releases in snapshot_acquire and snapshot_release
+            taken |= load_acquire(&pin_of(weights, reader).buffer) == b + 1
+        if not taken:
+            return <int>b
+    return -1
+
+
+cdef inline bint snapshot_publish(WeightsHeader* weights, const void* data,
+                                  uint64_t version) noexcept nogil:
+    cdef int b = free_buffer(weights)
+    if b < 0:
+        return False
+    TP("weights.publish.before_copy")
+    memcpy(buffer_at(weights, b), data, weights.nbytes)
+    TP("weights.publish.before_latest")
+    store_release(&weights.latest, version << 8 | <uint64_t>b)  # SYNC weights: with snapshot_acquire
+    return True
+
+
+cdef inline uint64_t snapshot_acquire(WeightsHeader* weights, uint32_t reader) noexcept nogil:
+    """Pin the latest buffer; its `latest` word, which names buffer and version."""
+    cdef atomic_u64* pin = &pin_of(weights, reader).buffer
+    cdef uint64_t latest = load_acquire(&weights.latest)  # SYNC weights: with snapshot_publish
+    while True:
+        # A release, for it also ends the reading of the buffer pinned before.
+        store_release(pin, (latest & 0xff) + 1)  # SYNC pin-free: pairs with free_buffer
+        TP("weights.acquire.pinned")
+        fence_seq_cst()                         # SYNC pin-handshake: pairs with the fence in free_buffer
+        again = load_acquire(&weights.latest)   # SYNC weights: pairs with snapshot_publish
+        if again == latest:
+            return latest
+        latest = again
+
+
+cdef inline void snapshot_release(WeightsHeader* weights, uint32_t reader) noexcept nogil:
+    store_release(&pin_of(weights, reader).buffer, <uint64_t>0)  # SYNC pin-free: with free_buffer
