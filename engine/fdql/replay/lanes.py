@@ -1,0 +1,229 @@
+"""Rows of all environments, one ring (lane) for each. Stage 3 of 8, `ingest`.
+
+One owner thread. Neighbours in time are neighbours in memory and the oldest row of a lane goes
+first, so n-step windows and sequences are index arithmetic. The row of serial s in lane l of L rows
+is l * L + s % L, which is also its leaf in the sum tree. Frame stacks: obs would hold the newest
+frame of each step, and a stack is the rows back to the RESET flag; only the gather changes.
+
+A leaf is positive if and only if its row can be sampled: the row is a step, and either its n-th
+successor or an earlier BOUNDARY row is there. Rows leave oldest first, so a window never loses its
+tail. A row is enabled when the row is appended that completes its window.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from fdql.replay.sum_tree import F64, I64
+from fdql.shm.chunk import BOUNDARY, EXPLORER, RESET, TERMINATED, TRUNCATED, ChunkViews
+
+F32 = NDArray[np.float32]
+I32 = NDArray[np.int32]
+U8 = NDArray[np.uint8]
+U16 = NDArray[np.uint16]
+U32 = NDArray[np.uint32]
+
+# Columns of the lane table, int64.
+HEAD = 0  # serial of the next row
+SLOT = 1  # HEAD % L
+PENDING = 2  # oldest serial that is not enabled yet; HEAD when there is none
+OPEN = 3  # 1 while the newest row belongs to an unfinished episode
+LANE_WORDS = 4
+
+# Counters, int64.
+STEPS = 0  # steps ever appended; BOUNDARY rows are not steps
+SAMPLEABLE = 1  # rows with a positive leaf
+TOUCHED = 2  # leaves written by the last call
+COUNTERS = 3
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def touch(row: int, touched: I64, counters: I64) -> None:
+    """Remember that the leaf of `row` changed, unless the one before it has the same parent."""
+    n = counters[TOUCHED]
+    if n == 0 or touched[n - 1] >> 3 != row >> 3:
+        touched[n] = row
+        counters[TOUCHED] = n + 1
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def claim_row(lane: int, lane_rows: int, table: I64, tree: F64, touched: I64, counters: I64) -> int:
+    """Take the row of the lane's next serial; what it held is gone and its leaf is 0."""
+    slot = table[lane, SLOT]
+    row: int = lane * lane_rows + slot
+    if tree[row] > 0.0:
+        tree[row] = 0.0
+        counters[SAMPLEABLE] -= 1
+        touch(row, touched, counters)
+    table[lane, HEAD] += 1
+    table[lane, SLOT] = slot + 1 if slot + 1 < lane_rows else 0
+    return row
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def enable_before(
+    end: int, lane: int, lane_rows: int, table: I64, tree: F64, priority: float, touched: I64,
+    counters: I64,
+) -> None:  # fmt: skip
+    """Give the lane's pending rows with serial < end the priority; they were 0."""
+    while table[lane, PENDING] < end:
+        slot = table[lane, SLOT] - (table[lane, HEAD] - table[lane, PENDING])
+        row = lane * lane_rows + (slot if slot >= 0 else slot + lane_rows)
+        tree[row] = priority
+        counters[SAMPLEABLE] += 1
+        touch(row, touched, counters)
+        table[lane, PENDING] += 1
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def end_episode(
+    lane: int, lane_rows: int, table: I64, tree: F64, priority: float, touched: I64, counters: I64
+) -> None:
+    """The newest row is a BOUNDARY row: enable all before it, leave nothing pending."""
+    head = table[lane, HEAD]
+    enable_before(head - 1, lane, lane_rows, table, tree, priority, touched, counters)
+    table[lane, PENDING] = head
+    table[lane, OPEN] = 0
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def close_episode(
+    lane: int, lane_rows: int, table: I64, flags: U8, obs: F32, tree: F64, priority: float,
+    touched: I64, counters: I64,
+) -> None:  # fmt: skip
+    """End the lane's episode, if one is open, although its BOUNDARY row never came.
+
+    After a TERMINATED step a BOUNDARY row is added, its observation never used (discount 0).
+    Otherwise the newest row becomes the BOUNDARY row: the successor of its step is unknown, and
+    the step before it counts as truncated there.
+    """
+    if table[lane, OPEN] == 0:
+        return
+    slot = table[lane, SLOT] - 1
+    newest = lane * lane_rows + (slot if slot >= 0 else slot + lane_rows)
+    if flags[newest] & TERMINATED:
+        row = claim_row(lane, lane_rows, table, tree, touched, counters)
+        for k in range(obs.shape[1]):
+            obs[row, k] = obs[newest, k]
+        flags[row] = BOUNDARY
+    else:
+        flags[newest] = (flags[newest] & (EXPLORER | RESET)) | BOUNDARY
+    end_episode(lane, lane_rows, table, tree, priority, touched, counters)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def append_rows(
+    chunk_lane: U16, chunk_flags: U8, chunk_reward: F32, chunk_version: U32, chunk_action: I32,
+    chunk_obs: F32, n_rows: int, first_lane: int, close_count: int,
+    flags: U8, reward: F32, version: U32, action: I32, obs: F32, lane_rows: int, n_step: int,
+    table: I64, tree: F64, priority: float, touched: I64, counters: I64,
+) -> None:  # fmt: skip
+    """Close the episodes of `close_count` lanes, then append rows 0..n_rows of a chunk.
+
+    chunk_*       columns of the chunk, R rows; chunk_action (R, W) int32 words
+    first_lane    lane of chunk_lane 0, and the first lane to close
+    flags .. obs  columns of the store, (rows,) or (rows, *)
+    table         (lanes, 4) int64: HEAD, SLOT, PENDING, OPEN
+    tree          leaves are tree[row]; written here, the sums above them are left to the caller
+    priority      of rows that become sampleable
+    touched       (>= 3 n_rows + (n_step + 1) lanes,) int64, written: leaves to repair
+    counters      (3,) int64: STEPS, SAMPLEABLE, TOUCHED
+
+    Needs lane_rows >= n_step + 2, so that a pending row is never overwritten. No allocation.
+    """
+    counters[TOUCHED] = 0
+    for lane in range(first_lane, first_lane + close_count):
+        close_episode(lane, lane_rows, table, flags, obs, tree, priority, touched, counters)
+    for r in range(n_rows):
+        lane = first_lane + int(chunk_lane[r])
+        flag = chunk_flags[r]
+        if table[lane, OPEN] and not flag & BOUNDARY:
+            slot = table[lane, SLOT] - 1
+            newest = lane * lane_rows + (slot if slot >= 0 else slot + lane_rows)
+            if flag & RESET or flags[newest] & (TERMINATED | TRUNCATED):
+                # The BOUNDARY row is missing: a window must not cross the edge all the same.
+                close_episode(lane, lane_rows, table, flags, obs, tree, priority, touched, counters)
+        row = claim_row(lane, lane_rows, table, tree, touched, counters)
+        flags[row] = flag
+        version[row] = chunk_version[r]
+        for k in range(obs.shape[1]):
+            obs[row, k] = chunk_obs[r, k]
+        if flag & BOUNDARY:
+            end_episode(lane, lane_rows, table, tree, priority, touched, counters)
+        else:
+            reward[row] = chunk_reward[r]
+            for k in range(action.shape[1]):
+                action[row, k] = chunk_action[r, k]
+            table[lane, OPEN] = 1
+            counters[STEPS] += 1
+            end = table[lane, HEAD] - n_step
+            enable_before(end, lane, lane_rows, table, tree, priority, touched, counters)
+
+
+class LaneStore:
+    """Rows of `n_lanes` lanes with `lane_rows` rows each.
+
+    flags (rows,) uint8, reward (rows,) float32, version (rows,) uint32, action (rows, W) int32
+    words, obs (rows, O) float32: zeros that become resident as rows arrive. table (lanes, 4) int64.
+    """
+
+    def __init__(
+        self, *, n_lanes: int, lane_rows: int, obs_dim: int, words: int, n_step: int
+    ) -> None:
+        rows = n_lanes * lane_rows
+        self.n_lanes = n_lanes
+        self.lane_rows = lane_rows
+        self.n_step = n_step
+        self.flags: U8 = np.zeros(rows, dtype=np.uint8)
+        self.reward: F32 = np.zeros(rows, dtype=np.float32)
+        self.version: U32 = np.zeros(rows, dtype=np.uint32)
+        self.action: I32 = np.zeros((rows, words), dtype=np.int32)
+        self.obs: F32 = np.zeros((rows, obs_dim), dtype=np.float32)
+        self.table: I64 = np.zeros((n_lanes, LANE_WORDS), dtype=np.int64)
+        self.counters: I64 = np.zeros(COUNTERS, dtype=np.int64)
+        self.touched: I64 = np.zeros(0, dtype=np.int64)
+
+    def append(
+        self, views: ChunkViews, n_rows: int, first_lane: int, close_count: int, tree: F64,
+        priority: float,
+    ) -> int:  # fmt: skip
+        """Close lanes, append rows, write leaves. Returns how many of `touched` to repair."""
+        most = 3 * n_rows + (self.n_step + 1) * self.n_lanes
+        if self.touched.size < most:
+            self.touched = np.zeros(most, dtype=np.int64)
+        append_rows(
+            views.lane, views.flags, views.reward, views.version, views.action_words, views.obs,
+            n_rows, first_lane, close_count,
+            self.flags, self.reward, self.version, self.action, self.obs, self.lane_rows,
+            self.n_step, self.table, tree, priority, self.touched, self.counters,
+        )  # fmt: skip
+        return int(self.counters[TOUCHED])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the columns."""
+        columns = (self.flags, self.reward, self.version, self.action, self.obs)
+        return sum(column.nbytes for column in columns)
+
+    def check_valid(self, leaves: F64) -> None:
+        """AssertionError unless the table is consistent and leaf > 0 iff the row can be sampled."""
+        sampleable = 0
+        for lane in range(self.n_lanes):
+            head, slot, pending, is_open = self.table[lane].tolist()
+            assert slot == head % self.lane_rows
+            oldest = max(0, head - self.lane_rows)
+            base = lane * self.lane_rows
+            row = base + np.arange(oldest, head) % self.lane_rows  # in the order of time
+            boundary = (self.flags[row] & BOUNDARY) > 0
+            ends = np.flatnonzero(boundary)
+            last_end = oldest + int(ends[-1]) if ends.size else oldest - 1
+            assert is_open == (head > 0 and not boundary[-1])
+            complete = np.arange(oldest, head) < max(last_end, head - self.n_step)
+            can = complete & ~boundary
+            assert np.array_equal(leaves[row] > 0, can), f"leaves of lane {lane}"
+            assert not leaves[base + len(row) : base + self.lane_rows].any()
+            assert pending == max(last_end + 1, head - self.n_step, 0)
+            sampleable += int(can.sum())
+        assert sampleable == self.counters[SAMPLEABLE]

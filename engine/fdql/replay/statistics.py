@@ -1,0 +1,122 @@
+"""Running statistics of all steps: scale of observations and of rewards. Stage 3 of 8, `ingest`.
+
+Written by the thread that ingests, copied into every batch. Rows stay raw: they are scaled when a
+batch is used, so that a better scale holds for old rows too.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import njit
+
+from fdql.replay.lanes import F32, U8, U16
+from fdql.replay.sum_tree import F64
+from fdql.shm.chunk import BOUNDARY, RESET, TERMINATED, TRUNCATED, ChunkViews
+
+# Words of the reward sums g <- discount * g + reward over all steps of all lanes (Welford 1962).
+COUNT = 0
+MEAN = 1
+SQUARES = 2  # sum of squared deviations from the mean
+LARGEST = 3  # largest |g|
+SUM_WORDS = 4
+
+START_COUNT = 1e-4  # weight of the initial mean 0 and variance 1: the first chunk decides
+SMALLEST_VARIANCE = 1e-8
+SMALLEST_SCALE = 1e-8
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def observe_rows(
+    lane: U16, flags: U8, reward: F32, obs: F32, n_rows: int, first_lane: int, discount: float,
+    running: F64, sums: F64, moments: F64, obs_mean: F32, obs_scale: F32,
+) -> None:  # fmt: skip
+    """Take the steps among rows 0..n_rows of a chunk into the statistics. No allocation.
+
+    running    (lanes,) float64, discounted reward sum of each lane's episode so far
+    sums       (4,)     float64, COUNT, MEAN, SQUARES, LARGEST of all values that `running` took
+    moments    (5, O)   float64, mean, variance, count in [2, 0], two rows of scratch (Chan 1979)
+    obs_mean   (O,)     float32, written: mean
+    obs_scale  (O,)     float32, written: 1 / sqrt(variance + 1e-8)
+    """
+    mean, square = moments[3], moments[4]
+    width = obs.shape[1]
+    for k in range(width):
+        mean[k] = 0.0
+        square[k] = 0.0
+    n = 0
+    for r in range(n_rows):
+        at = first_lane + int(lane[r])
+        if flags[r] & (BOUNDARY | RESET):
+            running[at] = 0.0
+        if flags[r] & BOUNDARY:
+            continue
+        g = discount * running[at] + reward[r]
+        running[at] = 0.0 if flags[r] & (TERMINATED | TRUNCATED) else g
+        sums[COUNT] += 1.0
+        off = g - sums[MEAN]
+        sums[MEAN] += off / sums[COUNT]
+        sums[SQUARES] += off * (g - sums[MEAN])
+        sums[LARGEST] = max(sums[LARGEST], abs(g))
+        n += 1
+        for k in range(width):
+            mean[k] += obs[r, k]
+    if n == 0:
+        return
+    for k in range(width):
+        mean[k] /= n
+    for r in range(n_rows):
+        if flags[r] & BOUNDARY == 0:
+            for k in range(width):
+                off = obs[r, k] - mean[k]
+                square[k] += off * off
+    old = moments[2, 0]
+    total = old + n
+    moments[2, 0] = total
+    for k in range(width):
+        off = mean[k] - moments[0, k]
+        variance = (moments[1, k] * old + square[k] + off * off * old * n / total) / total
+        moments[0, k] += off * n / total
+        moments[1, k] = variance
+        obs_mean[k] = moments[0, k]
+        obs_scale[k] = 1.0 / math.sqrt(variance + SMALLEST_VARIANCE)
+
+
+class Statistics:
+    """Mean and scale of observations, sums of rewards; see observe_rows for the arrays.
+
+    reward_scale  divides rewards; 1 before the first `rescale`
+    """
+
+    def __init__(self, *, n_lanes: int, obs_dim: int, discount: float, v_max: float) -> None:
+        self.discount = discount
+        self.v_max = v_max
+        self.running: F64 = np.zeros(n_lanes, dtype=np.float64)
+        self.sums: F64 = np.zeros(SUM_WORDS, dtype=np.float64)
+        self.moments: F64 = np.zeros((5, obs_dim), dtype=np.float64)
+        self.moments[1] = 1.0
+        self.moments[2] = START_COUNT
+        self.obs_mean: F32 = np.zeros(obs_dim, dtype=np.float32)
+        self.obs_scale: F32 = np.ones(obs_dim, dtype=np.float32)
+        self.reward_scale = 1.0
+
+    def observe(self, views: ChunkViews, n_rows: int, first_lane: int) -> None:
+        """Take in the steps among rows 0..n_rows of a chunk."""
+        observe_rows(
+            views.lane, views.flags, views.reward, views.obs, n_rows, first_lane, self.discount,
+            self.running, self.sums, self.moments, self.obs_mean, self.obs_scale,
+        )  # fmt: skip
+
+    def close(self, first_lane: int, n_lanes: int) -> None:
+        """The episodes of these lanes are over."""
+        self.running[first_lane : first_lane + n_lanes] = 0.0
+
+    def rescale(self) -> None:
+        """reward_scale = max(std of the reward sums, largest |sum| / v_max, 1e-8).
+
+        Sums of scaled rewards then have deviation <= 1 and stay within the critics' support.
+        """
+        count, _, squares, largest = (float(x) for x in self.sums)
+        std = math.sqrt(squares / count) if count else 0.0
+        self.reward_scale = max(std, largest / self.v_max, SMALLEST_SCALE)
