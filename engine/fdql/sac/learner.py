@@ -101,7 +101,14 @@ class Learner(Protocol):
         ...
 
     def state(self) -> dict[str, NDArray[np.generic]]:
-        """Copies of everything that the next update depends on."""
+        """Copies of everything that the next update depends on; one learner's state fits the other.
+
+        params, target, moments  as the attributes
+        temperature  (3,) float64: ln temperature, first and second Adam moment (continuous)
+        updates      (1,) int64
+        generator    (6,) uint64, pack_generator
+        averages     float64, Averages.values
+        """
         ...
 
     def load_state(self, state: dict[str, NDArray[np.generic]]) -> None:
