@@ -13,16 +13,15 @@ from fdql.config import ConfigError, ReplayConfig
 from fdql.replay.batch import Batch, gather_rows
 from fdql.replay.lanes import HEAD, SAMPLEABLE, SLOT, STEPS, LaneStore
 from fdql.replay.nstep import n_step_windows
+from fdql.replay.size import default_capacity, lane_rows_for
 from fdql.replay.statistics import Statistics
-from fdql.replay.sum_tree import F64, I64, SumTree, level_sizes
+from fdql.replay.sum_tree import F64, I64, SumTree
 from fdql.shm.chunk import ChunkSchema, ChunkViews, action_words
 
-__all__ = ["Batch", "Replay", "lane_rows_for", "nbytes_for", "row_nbytes"]
+__all__ = ["Batch", "Replay"]
 
 RESCALE_STEPS = 1000  # steps between two looks at the reward scale
 PRIORITY_RATE = 0.01  # weight of a batch's mean priority in the priority of new rows
-DEFAULT_ROWS = 1_000_000  # capacity when none is configured ...
-DEFAULT_NBYTES = 2 << 30  # ... unless that many rows take more than this
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -44,28 +43,6 @@ def write_fresh(
             touched[fresh] = leaf[b]
             fresh += 1
     return fresh
-
-
-def row_nbytes(obs_dim: int, action_dim: int, discrete: bool) -> int:
-    """Bytes of one row without its leaf: observation, action, reward, version, flags."""
-    return 4 * obs_dim + 4 * action_words(discrete, action_dim) + 4 + 4 + 1
-
-
-def lane_rows_for(capacity: int, n_lanes: int) -> int:
-    """Rows per lane: capacity / n_lanes, rounded up to whole nodes of the tree (8)."""
-    rows = -(-capacity // n_lanes)
-    return rows + -rows % 8
-
-
-def nbytes_for(capacity: int, n_lanes: int, obs_dim: int, action_dim: int, discrete: bool) -> int:
-    """Bytes of rows and tree when full: what Replay.nbytes will say."""
-    rows = n_lanes * lane_rows_for(capacity, n_lanes)
-    return rows * row_nbytes(obs_dim, action_dim, discrete) + 8 * sum(level_sizes(rows))
-
-
-def default_capacity(obs_dim: int, action_dim: int, discrete: bool) -> int:
-    """Rows when none are configured: 1,000,000, or what 2 GiB hold with their leaves."""
-    return min(DEFAULT_ROWS, DEFAULT_NBYTES // (row_nbytes(obs_dim, action_dim, discrete) + 10))
 
 
 class Replay:

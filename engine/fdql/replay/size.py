@@ -1,4 +1,4 @@
-"""How large a replay is, in rows and bytes: known before anything is allocated. Imports no Numba."""
+"""How large a replay is, known before anything is allocated. Imports no Numba."""
 
 from __future__ import annotations
 
@@ -6,20 +6,39 @@ from fdql.shm.chunk import action_words
 
 DEFAULT_ROWS = 1_000_000  # capacity when none is configured ...
 DEFAULT_NBYTES = 2 << 30  # ... unless that many rows take more than this
+FANOUT = 8  # children of a node of the sum tree
+LEAF_NBYTES = 10  # of the tree per row: 8 * 8 / 7, rounded up
 
 
 def row_nbytes(obs_dim: int, action_dim: int, discrete: bool) -> int:
     """Bytes of one row: observation, action, reward, version, flags, and its share of the tree."""
-    return 4 * obs_dim + 4 * action_words(discrete, action_dim) + 4 + 4 + 1 + 10
+    return 4 * obs_dim + 4 * action_words(discrete, action_dim) + 4 + 4 + 1 + LEAF_NBYTES
+
+
+def default_capacity(obs_dim: int, action_dim: int, discrete: bool) -> int:
+    """Rows when none are configured: 1,000,000, or what 2 GiB hold, at least 1024."""
+    held = DEFAULT_NBYTES // row_nbytes(obs_dim, action_dim, discrete)
+    return max(1024, min(DEFAULT_ROWS, held))
 
 
 def lane_rows_for(capacity: int, n_lanes: int) -> int:
-    """Rows per lane: capacity / n_lanes, rounded up to whole nodes of the tree (8)."""
+    """Rows per lane: capacity / n_lanes, rounded up to whole nodes of the tree."""
     rows = -(-capacity // n_lanes)
-    return rows + -rows % 8
+    return rows + -rows % FANOUT
+
+
+def level_sizes(n_leaves: int) -> list[int]:
+    """float64 values of each level of the tree, leaves first, padding included."""
+    used = n_leaves
+    sizes = [used + -used % FANOUT]
+    while used > 1:
+        used = -(-used // FANOUT)
+        sizes.append(used + -used % FANOUT)
+    return sizes
 
 
 def nbytes_for(capacity: int, n_lanes: int, obs_dim: int, action_dim: int, discrete: bool) -> int:
-    """Upper bound of the bytes that a replay of `capacity` rows in `n_lanes` lanes may take when full."""
+    """Bytes that the rows and the tree of such a replay take when full."""
     rows = n_lanes * lane_rows_for(capacity, n_lanes)
-    return rows * row_nbytes(obs_dim, action_dim, discrete) + 4096
+    columns = row_nbytes(obs_dim, action_dim, discrete) - LEAF_NBYTES
+    return rows * columns + 8 * sum(level_sizes(rows))

@@ -15,10 +15,11 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from fdql.replay.size import FANOUT, level_sizes
+
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
-FANOUT = 8
 # A positive priority stays in this range, so that sums are finite and x * BELOW_ONE < x holds.
 SMALLEST = 1e-100
 LARGEST = 1e100
@@ -129,16 +130,6 @@ def first_refused(leaf: I64, priority: F64, n_leaves: int, least: float) -> int:
         if not (inside and ((SMALLEST <= p <= LARGEST) or p == least)):
             return i
     return -1
-
-
-def level_sizes(n_leaves: int) -> list[int]:
-    """float64 values of each level, leaves first, padding included; 8/7 of the leaves in all."""
-    used = n_leaves
-    sizes = [used + -used % FANOUT]
-    while used > 1:
-        used = -(-used // FANOUT)
-        sizes.append(used + -used % FANOUT)
-    return sizes
 
 
 def _aligned_zeros(n: int) -> F64:
