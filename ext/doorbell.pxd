@@ -19,7 +19,7 @@ cdef extern from *:
         uint8_t reserved[112];
     };
     struct StopWord {
-        fdql::atomic_u32 stop;      // the supervisor: 0 run, 1 drain, 2 stop
+        fdql::atomic_u32 stop;      // the supervisor: 0 run, else waits end at once
         uint8_t reserved[124];
     };
     static_assert(sizeof(Bell) == 128 && sizeof(StopWord) == 128);
@@ -38,16 +38,10 @@ cdef extern from *:
     const Field stop_fields[1]
 
 
-cdef inline uint32_t stop_of(const StopWord* control) noexcept nogil:
-    if control == NULL:
-        return 0
-    return load_acquire(&control.stop)          # SYNC stop: pairs with the release in Control.stop
-
-
-cdef inline bint stopped(const StopWord* control, uint32_t before) noexcept nogil:
-    """True ends a wait: stop says 2, or it says something else than when the wait began."""
-    cdef uint32_t stop = stop_of(control)
-    return stop != before or stop >= 2
+cdef inline bint stopped(const StopWord* control) noexcept nogil:
+    """True ends every wait."""
+    # SYNC stop: pairs with the release in Control.stop
+    return control != NULL and load_acquire(&control.stop) != 0
 
 
 cdef inline uint64_t deadline_after(uint64_t timeout_ns) noexcept nogil:
@@ -86,10 +80,9 @@ cdef inline void bell_disarm(Bell* bell) noexcept nogil:
 cdef inline void bell_sleep(Bell* bell, uint32_t ticket, uint64_t deadline_ns,
                             const StopWord* control) noexcept nogil:
     """Sleep until rung, deadline, signal or stop. May return early; the caller looks for work."""
-    cdef uint32_t before = stop_of(control)
     store_relaxed(&bell.sleeps, load_relaxed(&bell.sleeps) + 1)  # ours, for monitoring
     while load_acquire(&bell.seq) == ticket:
-        if stopped(control, before) or futex_wait(&bell.seq, ticket, deadline_ns):
+        if stopped(control) or futex_wait(&bell.seq, ticket, deadline_ns):
             break
         if monotonic_ns() >= deadline_ns:
             break

@@ -8,7 +8,7 @@ reply to a dead predecessor is never taken, and either side can restart without 
 from atomics cimport (TP, Field, atomic_u32, atomic_u64, fence_seq_cst, futex_wait, futex_wake,
                       load_acquire, load_relaxed, monotonic_ns, now_ns, pause, store_relaxed,
                       store_release)
-from doorbell cimport Bell, StopWord, bell_ring, stop_of, stopped
+from doorbell cimport Bell, StopWord, bell_ring, stopped
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 cdef extern from *:
@@ -72,8 +72,8 @@ cdef inline bint mailbox_replied(Mailbox* box, uint32_t number) noexcept nogil:
 
 cdef inline bint mailbox_await(Mailbox* box, uint32_t number, uint64_t spin_ns, uint64_t deadline_ns,
                                const StopWord* control) noexcept nogil:
-    """True once the reply to `number` is there; False at the deadline, a signal, or a change of stop."""
-    cdef uint32_t before = stop_of(control), seen
+    """True once the reply to `number` is there; False at the deadline, a signal, or stop."""
+    cdef uint32_t seen
     cdef uint64_t spin_until
     if mailbox_replied(box, number):
         return True
@@ -87,7 +87,7 @@ cdef inline bint mailbox_await(Mailbox* box, uint32_t number, uint64_t spin_ns, 
         seen = load_acquire(&box.rep_seq)       # SYNC reply: pairs with the release in mailbox_reply
         if seen == number:
             return True
-        if stopped(control, before) or monotonic_ns() >= deadline_ns:
+        if stopped(control) or monotonic_ns() >= deadline_ns:
             return False
         store_relaxed(&box.waiting, <uint32_t>1)  # the fence orders it before the second look
         fence_seq_cst()                         # SYNC reply-wake: pairs with the fence in the reply round

@@ -19,30 +19,22 @@ cdef extern from *:
     struct RecordHeader {
         fdql::atomic_u64 heartbeat_ns;
         fdql::atomic_u32 stage;
-        uint32_t n_counters, n_hists;
-        uint32_t magic;
-        uint8_t reserved[104];
+        uint8_t reserved[116];
     };
     static_assert(sizeof(RecordHeader) == 128);
     static const fdql::Field record_fields[] = {
         FDQL_FIELD(RecordHeader, heartbeat_ns, 0), FDQL_FIELD(RecordHeader, stage, 8),
-        FDQL_FIELD(RecordHeader, n_counters, 12), FDQL_FIELD(RecordHeader, n_hists, 16),
-        FDQL_FIELD(RecordHeader, magic, 20),
     };
-    constexpr uint32_t record_magic = 0x72636f72;  // "rocr"
     """
     cdef cppclass RecordHeader nogil:
         atomic_u64 heartbeat_ns
         atomic_u32 stage
-        uint32_t n_counters, n_hists, magic
-    const Field record_fields[5]
-    const uint32_t record_magic
+    const Field record_fields[2]
 
-OFFSETS = {**offsets_of(record_fields, 5), **offsets_of(histogram_fields, 3),
+OFFSETS = {**offsets_of(record_fields, 2), **offsets_of(histogram_fields, 3),
            **offsets_of(stop_fields, 1)}
 CONTROL_BYTES = sizeof(StopWord)
 N_BUCKETS = n_buckets
-RUN, DRAIN, STOP = 0, 1, 2
 
 
 def now_ns():
@@ -63,16 +55,14 @@ def bucket_upper(unsigned i):
 
 
 cdef class Control:
-    """The run's stop word. The supervisor sets it, everyone reads it."""
+    """The run's stop word: 0 runs, anything else ends every wait at once. The supervisor sets it."""
 
     cdef readonly object buffer
     cdef StopWord* word
-    cdef list bells
 
     def __init__(self, buf):
         self.buffer = bytes_of(buf, "control")
         self.word = <StopWord*>address_of(self.buffer, sizeof(StopWord), "control")
-        self.bells = []
 
     @property
     def stop(self):
@@ -80,21 +70,12 @@ cdef class Control:
 
     @stop.setter
     def stop(self, uint32_t value):
-        if value > STOP:
-            raise ValueError(f"stop = {value}: 0 runs, 1 drains, 2 stops")
-        store_release(&self.word.stop, value)    # SYNC stop: pairs with the acquire in stop_of
-        self._wake_all()
+        store_release(&self.word.stop, value)    # SYNC stop: pairs with the acquire in stopped
 
     def wake(self, bells):
-        """Wake the sleepers of these doorbells (their buffers) now and at every later change of stop."""
+        """Wake the sleepers of these doorbells (their buffers), so that they see stop at once."""
         for bell in bells:
             view = bytes_of(bell, "doorbell")
-            address_of(view, sizeof(Bell), "doorbell")
-            self.bells.append(view)
-        self._wake_all()
-
-    def _wake_all(self):
-        for view in self.bells:
             bell_wake(<Bell*>address_of(view, sizeof(Bell), "doorbell"))
 
 
@@ -102,15 +83,6 @@ def record_bytes(uint32_t n_counters, uint32_t n_hists):
     """Bytes of a record. 4 KiB per histogram."""
     return (sizeof(RecordHeader) + round_up(8 * n_counters, 128)
             + n_hists * sizeof(Histogram))
-
-
-def init_record(buf, uint32_t n_counters, uint32_t n_hists):
-    """Lay out a record in zeroed bytes. Once, by the creator, before anyone attaches."""
-    view = bytes_of(buf, "record")
-    cdef RecordHeader* header = <RecordHeader*>address_of(
-        view, record_bytes(n_counters, n_hists), "record")
-    header.n_counters, header.n_hists = n_counters, n_hists
-    header.magic = record_magic
 
 
 cdef class Record:
@@ -122,13 +94,11 @@ cdef class Record:
     cdef atomic_u64* counters
     cdef Histogram* histograms
 
-    def __init__(self, buf):
+    def __init__(self, buf, uint32_t n_counters, uint32_t n_hists):
         self.buffer = bytes_of(buf, "record")
-        self.header = <RecordHeader*>address_of(self.buffer, sizeof(RecordHeader), "record")
-        if self.header.magic != record_magic:
-            raise ValueError("not a record: init_record has not run on these bytes")
-        self.n_counters, self.n_hists = self.header.n_counters, self.header.n_hists
-        address_of(self.buffer, record_bytes(self.n_counters, self.n_hists), "record")
+        self.header = <RecordHeader*>address_of(
+            self.buffer, record_bytes(n_counters, n_hists), "record")
+        self.n_counters, self.n_hists = n_counters, n_hists
         self.counters = <atomic_u64*>(self.header + 1)
         self.histograms = <Histogram*>(<char*>self.counters + round_up(8 * self.n_counters, 128))
 

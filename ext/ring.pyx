@@ -11,7 +11,7 @@ from collections import namedtuple
 
 from atomics cimport load_acquire, load_relaxed, offsets_of, store_relaxed
 from doorbell cimport (Bell, StopWord, bell_arm, bell_disarm, bell_fields, bell_ring, bell_sleep,
-                       deadline_after, stop_of, stopped)
+                       deadline_after, stopped)
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from spsc cimport (FIRST_OF_INCARNATION, ReaderEnd, RingHeader, SlotHeader, WriterEnd, reader_attach,
                    reader_peek, reader_release, ring_fields, ring_magic, slot_at, writer_attach,
@@ -107,7 +107,7 @@ cdef class Doorbell:
         return bell_arm(self.bell)
 
     def sleep(self, uint32_t ticket, uint64_t timeout_ns):
-        """Sleep until rung after arm(). Also ends at the time-out, a signal, or a change of stop."""
+        """Sleep until rung after arm(). Also ends at the time-out, a signal, or stop."""
         with nogil:
             bell_sleep(self.bell, ticket, deadline_after(timeout_ns), self.control)
 
@@ -191,14 +191,14 @@ cdef class RingWriter:
         writer_commit(&self.end, n_rows, n_steps, policy_version, flags)
 
     def wait_not_full(self, uint64_t timeout_ns):
-        """True once a slot is free. False at the time-out, a signal, or a change of stop."""
+        """True once a slot is free. False at the time-out, a signal, or stop."""
         cdef Bell* bell = &self.end.ring.not_full
         cdef uint64_t deadline = deadline_after(timeout_ns)
-        cdef uint32_t ticket, before = stop_of(self.control)
+        cdef uint32_t ticket
         cdef bint free
         with nogil:
             free = writer_reserve(&self.end) != NULL
-            if not free and not stopped(self.control, before):
+            if not free and not stopped(self.control):
                 ticket = bell_arm(bell)
                 if writer_reserve(&self.end) == NULL:
                     bell_sleep(bell, ticket, deadline, self.control)

@@ -7,8 +7,7 @@ A slot's id is group * workers + worker.
 """
 
 from atomics cimport fence_seq_cst, load_relaxed, monotonic_ns, now_ns, offsets_of, pause
-from doorbell cimport (Bell, StopWord, bell_arm, bell_disarm, bell_sleep, deadline_after, stop_of,
-                       stopped)
+from doorbell cimport (Bell, StopWord, bell_arm, bell_disarm, bell_sleep, deadline_after, stopped)
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from mailbox cimport (Mailbox, SlotsHeader, mailbox_await, mailbox_ready, mailbox_replied,
@@ -128,7 +127,7 @@ cdef class SlotClient(_Slots):
     def wait(self, uint32_t group, uint64_t timeout_ns):
         """True once the reply to the last submit(group) is there.
 
-        False at the time-out, a signal, or a change of stop. Spins spin_ns first, then sleeps.
+        False at the time-out, a signal, or stop. Spins spin_ns first, then sleeps.
         """
         cdef Mailbox* box = self.box(group)
         if self.numbers[group] is None:
@@ -203,14 +202,14 @@ cdef class SlotServer(_Slots):
         """Slot ids that are ready, ascending, to out (int32, groups x workers); how many.
 
         Returns when `target` slots are ready, when the oldest request is older than dwell_ns, at
-        the time-out, a signal, or a change of stop; all that are ready then are in out. Looks for
+        the time-out, a signal, or stop; all that are ready then are in out. Looks for
         spin_ns before every sleep.
         """
         if out.shape[0] < self.workers * self.groups:
             raise ValueError(f"out has room for {out.shape[0]} slots, there are "
                              f"{self.workers * self.groups}")
         cdef uint64_t deadline, oldest, until, spin_until
-        cdef uint32_t n, seen, ticket, before = stop_of(self.control)
+        cdef uint32_t n, seen, ticket
         cdef int32_t* ids = &out[0]
         with nogil:
             deadline = deadline_after(timeout_ns)
@@ -219,7 +218,7 @@ cdef class SlotServer(_Slots):
                 n = self.scan(ids, &oldest)
                 if n and (n >= target or now_ns() >= oldest + dwell_ns):
                     break
-                if stopped(self.control, before) or monotonic_ns() >= deadline:
+                if stopped(self.control) or monotonic_ns() >= deadline:
                     break
                 if spin_until and now_ns() < spin_until:
                     pause()

@@ -55,12 +55,12 @@ cdef inline int free_buffer(WeightsHeader* weights) noexcept nogil:
     """A buffer that nobody reads nor can begin to read. Writer only; -1 is impossible by counting."""
     cdef uint64_t latest = load_relaxed(&weights.latest) & 0xff  # ours
     cdef uint32_t reader
-    cdef uint64_t b
+    cdef uint64_t b, buffers = <uint64_t>weights.readers + 2
     cdef bint taken
     # SYNC pin-handshake: pairs with the fence in snapshot_acquire. Either we see its pin below, or
     # it sees our last `latest` and lets go.
     fence_seq_cst()
-    for b in range(weights.readers + 2):
+    for b in range(buffers):
         taken = b == latest
         for reader in range(weights.readers):
             # SYNC pin-free: pairs with the releases in snapshot_acquire and snapshot_release
