@@ -111,7 +111,7 @@ class ChunkSchema:
         columns = [
             (name, np.dtype(dtype).str, shape) for name, (dtype, shape) in self._columns().items()
         ]
-        text = repr((columns, self._layout(), self.discrete))
+        text = repr((columns, self._layout(), self.discrete, self.action_dim))
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
     def views(self, buffer: memoryview | bytearray | NDArray[np.uint8]) -> ChunkViews:
