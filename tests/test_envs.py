@@ -68,7 +68,7 @@ def test_actions_reach_the_bounds_of_the_box(own_environments):
     made.close()
     # the Box is [-3, 1]: -1 -> -3, 1 -> 1, 0 -> the middle, -1
     for action, expected in ((-1.0, -3.0), (1.0, 1.0), (0.0, -1.0)):
-        assert scale(np.array([action], np.float32)) == np.array([expected], np.float32)
+        assert scale(np.array([[action]], np.float32))[0].tolist() == [expected]
 
 
 def test_discrete_actions_start_where_the_space_starts():
@@ -76,4 +76,4 @@ def test_discrete_actions_start_where_the_space_starts():
         env="x", obs_dim=1, obs_shape=(1,), discrete=True, action_dim=3, action_shape=(), action_start=5,
         low=(), high=(), return_threshold=None, eval_episodes=20,
     )  # fmt: skip
-    assert [ActionScale(spec)(np.int32(a)) for a in range(3)] == [5, 6, 7]
+    assert list(ActionScale(spec)(np.arange(3, dtype=np.int32))) == [5, 6, 7]

@@ -46,10 +46,11 @@ class Board:
         elif time.monotonic() - self._last_line >= LINE_SECONDS:
             self._last_line = time.monotonic()
             self.console.print(
-                f"{row['time/time_elapsed']:7.1f} s  {row['time/total_timesteps']:>9,} steps  "
+                f"{row['time/time_elapsed']:7.1f} s {row['time/total_timesteps']:>9,} steps  "
                 f"{row['train/n_updates']:>7,} updates  return {_number(row.get('rollout/ep_rew_mean'))}  "
                 f"evaluation {_number(row.get('eval/mean_reward'))}  "
-                f"samples/insert {_number(row.get('train/samples_per_insert'), '.2f')}"
+                f"samples/insert {_number(row.get('train/samples_per_insert'), '.2f')}",
+                soft_wrap=True,
             )
 
     @staticmethod
@@ -90,12 +91,12 @@ class Board:
 
     def note(self, text: str) -> None:
         """Print one line that stays."""
-        self.console.print(text, markup=False)
+        self.console.print(text, markup=False, soft_wrap=True)
 
     def problem(self, text: str) -> None:
         """Print to standard error."""
         if self._live is not None:
-            self.console.print(text, style="bold red", markup=False)
+            self.console.print(text, style="bold red", markup=False, soft_wrap=True)
         else:
             print(text, file=sys.stderr, flush=True)
 

@@ -11,6 +11,7 @@ import importlib
 import math
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -67,25 +68,29 @@ class EnvSpec:
     def from_dict(values: dict[str, Any]) -> EnvSpec:
         """Inverse of to_dict. Raises ConfigError when a key is missing or unknown."""
         try:
-            return EnvSpec(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+            plain: dict[str, Any] = {
+                k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
+            }
+            return EnvSpec(**plain)
         except TypeError as error:
             raise ConfigError(f"not a description of an environment: {error}") from None
 
 
 class ActionScale:
-    """From the policy's action to the environment's: [-1, 1] onto the Box, or an index onto the Discrete."""
+    """From the policy's actions to the environment's: [-1, 1] onto the Box, or indices onto the Discrete."""
 
     def __init__(self, spec: EnvSpec) -> None:
         self._spec = spec
         self._low = np.asarray(spec.low, dtype=np.float64)
         self._half = (np.asarray(spec.high, dtype=np.float64) - self._low) / 2
 
-    def __call__(self, action: NDArray[Any]) -> Any:
-        """One action, (A,) float32 in [-1, 1] or an int; returns what env.step takes."""
+    def __call__(self, actions: NDArray[Any]) -> Sequence[Any]:
+        """Many actions at once: (n, A) float32 in [-1, 1] or (n,) int32; returns what env.step takes, n times."""
         if self._spec.discrete:
-            return int(action) + self._spec.action_start
-        scaled = self._low + (action.astype(np.float64) + 1.0) * self._half
-        return scaled.astype(np.float32).reshape(self._spec.action_shape)
+            return [int(a) for a in (actions + self._spec.action_start).tolist()]
+        # In float64, so that -1 and 1 hit the float32 bounds exactly and never step over them.
+        scaled = (self._low + (actions.astype(np.float64) + 1.0) * self._half).astype(np.float32)
+        return list(scaled.reshape(-1, *self._spec.action_shape))
 
 
 def make_env(env: str) -> Env:
@@ -179,7 +184,7 @@ def describe(env: str, made: Env) -> EnvSpec:
     threshold = line[0]
     if threshold is None and made.spec is not None and made.spec.reward_threshold is not None:
         threshold = float(made.spec.reward_threshold)
-    common = {
+    common: dict[str, Any] = {
         "env": env,
         "obs_dim": obs_dim,
         "obs_shape": tuple(obs.shape),

@@ -23,12 +23,13 @@ class Policy:
 
     env     what it was trained on
     facts   what its file says: updates, env_steps, return
+    network   its forward pass
     explorer  draws from the policy, for predict(deterministic=False)
     """
 
     env: EnvSpec
     facts: dict[str, Any]
-    acting: acting.Policy
+    network: acting.Policy
     explorer: acting.Explorer
 
     def predict(self, obs: NDArray[Any], deterministic: bool = True) -> NDArray[Any]:
@@ -49,13 +50,13 @@ class Policy:
         shape, dtype = ((), np.int32) if self.env.discrete else ((self.env.action_dim,), np.float32)
         actions = np.zeros((len(rows), *shape), dtype=dtype)
         if deterministic:
-            self.acting.greedy(rows, actions)
+            self.network.greedy(rows, actions)
         else:
             self.explorer.act(
-                self.acting, rows, np.zeros(len(rows), dtype=np.int64), False, actions
+                self.network, rows, np.zeros(len(rows), dtype=np.int64), False, actions
             )
         scale = ActionScale(self.env)
-        out = np.stack([np.asarray(scale(a)) for a in actions])
+        out = np.stack([np.asarray(a) for a in scale(actions)])
         return out[0] if one else out
 
 
@@ -118,4 +119,4 @@ def evaluate(
         raise ConfigError(
             f"env = {name!r}: its spaces are not those of {policy.env.env!r}, which the policy was trained on"
         )
-    return play(policy.acting, spec, episodes, seed)
+    return play(policy.network, spec, episodes, seed)

@@ -62,7 +62,7 @@ class Report:
 
     def elapsed(self) -> float:
         """Seconds since the command was started."""
-        return time.time() - self.began
+        return time.time() - float(self.began)
 
     @property
     def env_steps(self) -> int:

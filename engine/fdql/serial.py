@@ -6,7 +6,9 @@ here depends on time: chunks are handed over after every pass, policies are publ
 
 from __future__ import annotations
 
-import os
+import traceback
+
+from threadpoolctl import threadpool_limits
 
 from fdql.board import Board
 from fdql.config import BadValueError
@@ -28,14 +30,16 @@ def train_serial(plan: RunPlan, folder: RunFolder, board: Board) -> RunResult:
     report = Report(plan, memory, folder, board)
     exit_reason, problem = "crash", None
     try:
-        with StopRequest() as stop:
+        # One thread: lockstep has nothing to overlap, and more would change the order of sums.
+        with StopRequest() as stop, threadpool_limits(1):
             exit_reason = _lockstep(plan, memory, report, stop)
     except BadValueError as error:
         exit_reason, problem = "bad_value", str(error)
     except Exception as error:  # the environment's, or ours: the summary is written either way
         problem = f"{type(error).__name__}: {error}"
-        if os.environ.get("FDQL_DEBUG"):
-            raise
+        for line in traceback.format_exc().splitlines():
+            folder.log(line)
+            board.problem(line)
     return conclude(report, exit_reason, problem)
 
 

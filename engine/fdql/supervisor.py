@@ -33,7 +33,7 @@ from fdql.proc.memory import (
 from fdql.report import Report, RunResult, StopRequest, conclude
 from fdql.run_folder import RunFolder
 from fdql.serial import train_serial
-from fdql.shm.records import now_ns
+from fdql.shm.records import Record, now_ns
 
 POLL_MS = 100  # longest sleep of the supervisor
 METRICS_SECONDS = 1.0  # between two rows of metrics
@@ -96,7 +96,8 @@ class Supervisor:
         self.deaths: dict[str, deque[float]] = {}
         self.poll = select.poll()
         self.leaving = False
-        self.exit_reason, self.problem = "", None
+        self.exit_reason = ""
+        self.problem: str | None = None
 
     def run(self) -> RunResult:
         """Start, watch until something ends the run, stop in order, write the summary."""
@@ -218,7 +219,7 @@ class Supervisor:
                 child.error = f"not ready {START_SECONDS:.0f} s after its start, killed"
                 child.kill()
 
-    def _record_of(self, role: str):  # type: ignore[no-untyped-def]
+    def _record_of(self, role: str) -> Record:
         kind, _, index = role.partition(" ")
         if kind == "worker":
             return self.memory.record(RECORD_WORKERS + int(index))

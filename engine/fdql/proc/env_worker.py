@@ -170,8 +170,8 @@ class EnvWorker:
         chunk.flags[r : r + n] = self.fresh[group]
         self.fresh[group][:] = 0
         end = r + n
-        for e, state in enumerate(states):
-            after, reward, terminated, truncated, _ = state.env.step(self.scale(actions[e]))
+        for e, (state, action) in enumerate(zip(states, self.scale(actions), strict=True)):
+            after, reward, terminated, truncated, _ = state.env.step(action)
             state.steps += 1
             state.episode_length += 1
             state.episode_return += float(reward)

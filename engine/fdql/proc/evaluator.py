@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from fdql.checkpoint import CheckpointError, load_tensors, save_tensors
 from fdql.envs import ActionScale, EnvSpec, make_env
+from fdql.proc.governor import Governor
 from fdql.proc.memory import (
     BELL_EVALUATOR,
     LAST,
@@ -79,8 +80,8 @@ class Arena:
                 return None
             actions = self.out[: len(live)]
             policy.greedy(obs[live], actions)
-            for i, action in zip(list(live), actions, strict=True):
-                step, reward, terminated, truncated, _ = self.envs[i].step(self.scale(action))
+            for i, action in zip(list(live), self.scale(actions), strict=True):
+                step, reward, terminated, truncated, _ = self.envs[i].step(action)
                 e = episode[i]
                 returns[e] += float(reward)
                 lengths[e] += 1
@@ -129,6 +130,8 @@ class Evaluator:
         self.policy = Policy(plan.net, np.zeros(plan.policy_size, dtype=np.float32))
         episodes = config.eval.episodes or plan.env.eval_episodes
         self.arena = Arena(plan.env, episodes, config.seed, config.eval.longest_episode)
+        governor = Governor(config)
+        self.first_version = 1 if governor.free else governor.due(config.explore.warmup_steps)
         self.version = 0  # evaluated last
         self.next_steps = 0  # inserted steps at which the next evaluation may start
         self.best = self._best_kept()
@@ -145,11 +148,10 @@ class Evaluator:
             return -np.inf
 
     def due(self) -> bool:
-        """A policy not yet evaluated is there, and enough environment steps lie between."""
-        return (
-            self.weights.latest > self.version
-            and self.trainer.get(Counter.INSERTED) >= self.next_steps
-        )
+        """A policy not yet evaluated, past the warm-up's updates, and enough steps lie between."""
+        latest = self.weights.latest
+        enough = latest > self.version and latest >= self.first_version
+        return enough and self.trainer.get(Counter.INSERTED) >= self.next_steps
 
     def evaluate(self, goes_on: Callable[[], bool]) -> Evaluation | None:
         """Evaluate the newest policy and report it; keep it in best/ when it is the best so far."""

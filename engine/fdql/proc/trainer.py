@@ -30,6 +30,7 @@ from fdql.proc.memory import (
 from fdql.profile import Counter, Stage
 from fdql.replay.replay import Batch, Replay
 from fdql.sac.learner import Learner
+from fdql.shm.chunk import ChunkViews
 from fdql.shm.records import now_ns
 from fdql.shm.ring import FLAG_INCARNATION
 
@@ -44,7 +45,7 @@ def make_learner(plan: RunPlan) -> Learner:
     if plan.config.learner == "torch":
         from fdql.sac.update import TorchLearner  # torch takes seconds to import: only when used
 
-        return TorchLearner(net, sac, exponent, seed, device=plan.config.device)
+        return TorchLearner(net, sac, exponent, seed, plan.config.device)
     from fdql.sac.kernels import CompiledLearner
 
     return CompiledLearner(net, sac, exponent, seed)
@@ -60,9 +61,7 @@ class Loader:
         self.record = memory.record(RECORD_TRAINER)
         self.governor = Governor(config)
         self.rings = [memory.ring_reader(w) for w in range(plan.workers)]
-        self.views = [
-            [plan.chunk.views(r.slot_payload(i)) for i in range(r.capacity)] for r in self.rings
-        ]
+        self.views: list[dict[int, ChunkViews]] = [{} for _ in self.rings]  # slot -> columns
         shape: dict[str, Any] = {"obs_dim": plan.env.obs_dim, "action_dim": plan.env.action_dim, "discrete": plan.env.discrete}  # fmt: skip
         self.replay = Replay(
             config.replay, n_lanes=plan.lanes, discount=config.sac.discount, v_max=config.sac.v_max,
@@ -84,8 +83,11 @@ class Loader:
             for _ in range(ring.peek()):
                 t0 = now_ns()
                 head = ring.chunk(0)
+                slot = ring.slot_index(0)
+                if slot not in self.views[w]:
+                    self.views[w][slot] = self.plan.chunk.views(ring.payload(0))
                 steps += self.replay.ingest(
-                    self.views[w][ring.slot_index(0)], head.n_rows, w * self.plan.envs_per_worker,
+                    self.views[w][slot], head.n_rows, w * self.plan.envs_per_worker,
                     new_incarnation=bool(head.flags & FLAG_INCARNATION), lanes_of_worker=self.plan.envs_per_worker,
                 )  # fmt: skip
                 ring.release(1)

@@ -9,11 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 F32 = NDArray[np.float32]
+Flat = TypeVar("Flat", bound=Any)  # numpy array or torch tensor
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,9 +85,9 @@ def size_of(shapes: dict[str, tuple[int, ...]]) -> int:
     return sum(math.prod(s) for s in shapes.values())
 
 
-def views(flat: F32, shapes: dict[str, tuple[int, ...]]) -> dict[str, F32]:
+def views(flat: Flat, shapes: dict[str, tuple[int, ...]]) -> dict[str, Flat]:
     """Name -> view into `flat` (1-d float32, at least size_of(shapes) long). No copy."""
-    out: dict[str, F32] = {}
+    out: dict[str, Flat] = {}
     at = 0
     for name, shape in shapes.items():
         n = math.prod(shape)
@@ -124,14 +126,14 @@ def initialise(spec: NetSpec, rng: np.random.Generator) -> F32:
     shapes = critic_shapes(spec) | actor_shapes(spec)
     flat = np.zeros(size_of(shapes), dtype=np.float32)
     for name, p in views(flat, shapes).items():
-        kind = name.split(".")[1]
+        kind, (rows, cols) = name.split(".")[1], (1, *shapes[name])[-2:]
         if kind in ("g0", "g1"):
             p[...] = 1.0
         elif kind in ("w0", "w1"):
             for k in _matrices(p.shape):
-                p[k] = _orthogonal(rng, p.shape[-2], p.shape[-1], math.sqrt(2.0))
+                p[k] = _orthogonal(rng, rows, cols, math.sqrt(2.0))
         elif name == "actor.w2":
-            p[...] = _orthogonal(rng, p.shape[0], p.shape[1], 0.01)
+            p[...] = _orthogonal(rng, rows, cols, 0.01)
         elif name == "actor.b2":
             raw = (math.log(spec.init_std) - LOG_STD_MIN) / LOG_STD_HALF - 1
             p[spec.action_dim :] = math.atanh(raw)

@@ -73,9 +73,15 @@ class TorchLearner:
     """Implements `learner.Learner`; every parameter is a torch view on the vector `params`."""
 
     def __init__(
-        self, spec: NetSpec, config: SacConfig, priority_exponent: float, seed: int
+        self,
+        spec: NetSpec,
+        config: SacConfig,
+        priority_exponent: float,
+        seed: int,
+        device: str = "cpu",
     ) -> None:
         self.spec = spec
+        self._device = torch.device(device)
         self.config = config
         self._exponent = priority_exponent
         self._rng = np.random.default_rng(seed)
@@ -88,8 +94,8 @@ class TorchLearner:
         self.updates = 0
         self._goal = target_entropy(spec, config)
         self._averages = Averages(spec.discrete)
-        self._centres = heads.bin_centres(spec.bins, spec.v_max)
-        self._edges = heads.bin_edges(spec.bins, spec.v_max)
+        self._centres = heads.bin_centres(spec.bins, spec.v_max).to(device)
+        self._edges = heads.bin_edges(spec.bins, spec.v_max).to(device)
         self._width = heads.bin_width(spec.bins, spec.v_max)
         self._sigma = config.sigma_bins * self._width
 
@@ -98,19 +104,37 @@ class TorchLearner:
         for name, part in views(keep, shapes).items():
             if is_matrix(name):
                 part[...] = 1.0 - config.learning_rate * config.weight_decay
-        self._keep = torch.from_numpy(keep)
-        self._flat = torch.from_numpy(self.params)
-        self._flat_target = torch.from_numpy(self.target)
-        self._flat_moments = torch.from_numpy(self.moments)
+        # On the CPU these share the arrays' memory; elsewhere _pull and _push copy.
+        self._keep = self._tensor(keep)
+        self._flat = self._tensor(self.params)
+        self._flat_target = self._tensor(self.target)
+        self._flat_moments = self._tensor(self.moments)
         # The same bytes twice: leaves that collect a gradient, frozen views that record nothing.
-        frozen = {k: torch.from_numpy(v) for k, v in views(self.params, shapes).items()}
+        frozen = views(self._flat, shapes)
         leaves = {k: v.detach().requires_grad_() for k, v in frozen.items()}
         self._critic = {k: v for k, v in leaves.items() if k in critic_shapes(spec)}
         self._actor = {k: v for k, v in leaves.items() if k in actor_shapes(spec)}
         self._frozen = frozen
-        self._frozen_target = {
-            k: torch.from_numpy(v) for k, v in views(self.target, critic_shapes(spec)).items()
-        }
+        self._frozen_target = views(self._flat_target, critic_shapes(spec))
+
+    def _tensor(self, array: NDArray[np.generic]) -> Tensor:
+        return torch.from_numpy(array).to(self._device)
+
+    def _pull(self) -> None:
+        """Bring params, target and moments up to date where the device has memory of its own."""
+        if self._device.type != "cpu":
+            for array, tensor in self._pairs():
+                array[...] = tensor.cpu().numpy()
+
+    def _push(self) -> None:
+        """The inverse of _pull."""
+        if self._device.type != "cpu":
+            for array, tensor in self._pairs():
+                tensor.copy_(torch.from_numpy(array))
+
+    def _pairs(self) -> list[tuple[F32, Tensor]]:
+        tensors = (self._flat, self._flat_target, self._flat_moments)
+        return list(zip((self.params, self.target, self.moments), tensors, strict=True))
 
     def update(
         self,
@@ -130,10 +154,10 @@ class TorchLearner:
             obs, action, reward, discount, next_obs,
             obs_mean, obs_scale, reward_scale, priority_out,
         )  # fmt: skip
-        mean, scale = torch.from_numpy(obs_mean), torch.from_numpy(obs_scale)
-        x = heads.normalised_obs(torch.from_numpy(obs), mean, scale)
-        next_x = heads.normalised_obs(torch.from_numpy(next_obs), mean, scale)
-        scaled = torch.from_numpy(reward) / float(reward_scale[0])
+        mean, scale = self._tensor(obs_mean), self._tensor(obs_scale)
+        x = heads.normalised_obs(self._tensor(obs), mean, scale)
+        next_x = heads.normalised_obs(self._tensor(next_obs), mean, scale)
+        scaled = self._tensor(reward) / float(reward_scale[0])
         temperature = math.exp(self.ln_temperature)  # of this whole update
 
         with torch.no_grad():
@@ -141,15 +165,15 @@ class TorchLearner:
                 next_value = self._discrete_value(next_x, temperature)
             else:
                 next_value = self._continuous_value(next_x)
-            y = heads.bellman_target(scaled, torch.from_numpy(discount), next_value)
+            y = heads.bellman_target(scaled, self._tensor(discount), next_value)
             clipped = y.clamp(-self.spec.v_max, self.spec.v_max)
             p = heads.hl_gauss_target(clipped, self._edges, self._sigma)
-        logits = self._critic_step(x, torch.from_numpy(action), p)
+        logits = self._critic_step(x, self._tensor(action), p)
         with torch.no_grad():
             q = heads.expected_value(logits, self._centres).mean(0)
             error = clipped - q
             priority = heads.lap_priority(error, self._width, self._exponent)
-            priority_out[:] = priority.numpy()
+            priority_out[:] = priority.cpu().numpy()
             self._averages.add("q_mean", q.mean().item())
             self._averages.add("td_error", error.abs().mean().item())
             self._averages.add("clipped_targets", (y != clipped).float().mean().item())
@@ -193,7 +217,7 @@ class TorchLearner:
         if self.spec.discrete:
             logits = critic_logits(self._critic, x)
             logits = logits.view(2, len(x), self.spec.action_dim, self.spec.bins)
-            logits = logits[:, torch.arange(len(x)), action.long()]
+            logits = logits[:, torch.arange(len(x), device=x.device), action.long()]
         else:
             logits = critic_logits(self._critic, torch.cat([x, action], 1))
         loss = heads.cross_entropy(logits, p)
@@ -252,10 +276,11 @@ class TorchLearner:
     def _noise(self, n: int) -> Tensor:
         """(n, A) standard normal."""
         shape = (n, self.spec.action_dim)
-        return torch.from_numpy(self._rng.standard_normal(shape, dtype=np.float32))
+        return self._tensor(self._rng.standard_normal(shape, dtype=np.float32))
 
     def snapshot(self, out: F32, obs_mean: F32, obs_scale: F32, reward_scale: F32) -> None:
         """See `learner.Learner.snapshot`."""
+        self._pull()
         head = np.float32(math.exp(self.ln_temperature))
         mine = self.params[: self._split] if self.spec.discrete else self.params[self._split :]
         if out.shape != (size_of(policy_shapes(self.spec)),) or out.dtype != np.float32:
@@ -269,6 +294,7 @@ class TorchLearner:
 
     def state(self) -> dict[str, NDArray[np.generic]]:
         """See `learner.Learner.state`."""
+        self._pull()
         return {
             "params": self.params.copy(),
             "target": self.target.copy(),
@@ -285,6 +311,7 @@ class TorchLearner:
         np.copyto(self.params, state["params"])
         np.copyto(self.target, state["target"])
         np.copyto(self.moments, state["moments"])
+        self._push()
         np.copyto(self._averages.values, state["averages"])
         np.copyto(self._temperature_moments, state["temperature"][1:])
         self.ln_temperature = float(state["temperature"][0])

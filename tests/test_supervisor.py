@@ -1,0 +1,206 @@
+"""The whole pipeline, asynchronous, on small environments: it learns, ends in order, survives crashes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from fdql.config import EngineConfig
+from fdql.supervisor import train
+from plans import small_config
+
+ROOT = Path(__file__).parent.parent
+
+
+def go(tmp_path: Path, env: str, **changes: Any) -> Any:
+    return train(small_config(env, run_dir=str(tmp_path / "run"), **changes), quiet=True)
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_to_its_last_step(own_environments, tmp_path):
+    result = go(tmp_path, "own_envs:Counting", total_timesteps=3000)
+    s = result.summary
+    assert (result.exit_reason, result.exit_code, s["problem"]) == ("total_timesteps", 0, None)
+    assert s["env_steps"] >= 3000
+    assert s["steps_in_flight"] >= 0
+    assert s["steps_committed"] == s["env_steps"] + s["steps_in_flight"]
+    assert s["samples_per_insert_actual"] == pytest.approx(32.0, rel=0.02)
+    assert s["eval_episodes"] == 4
+    assert s["eval_return_mean"] == 28.0  # 1 + 2 + ... + 7, whatever the policy does
+    assert s["worker_restarts"] == 0
+    assert {"step", "ring", "ingest", "sample", "update", "publish", "infer", "act"} <= set(s["stages_us"])
+    folder = tmp_path / "run"
+    for name in ("config.toml", "progress.csv", "log.txt", "policy.safetensors", "best/policy.safetensors"):
+        assert (folder / name).is_file(), name
+    assert json.loads((folder / "summary.json").read_text())["format"] == 1
+    assert len(list((folder / "checkpoints").iterdir())) == 1
+    assert any("eval/updates" in r for r in rows(folder))
+    assert rows(folder)[-1]["rollout/ep_rew_mean"] == 28.0
+
+
+def test_it_learns_and_stops_when_solved(own_environments, tmp_path):
+    # a random policy's return is about -10 per episode, one that ignores the observation gets at most 5
+    result = go(
+        tmp_path, "own_envs:Steering", stop_at_return=8.5, total_timesteps=20_000, envs_per_worker=8, workers=2
+    )
+    assert result.exit_reason == "solved"
+    first = result.summary["first_time_at_stop_return"]
+    assert first["return"] >= 8.5
+    assert 0 < first["env_steps"] <= 20_000
+    from fdql import evaluate, load
+
+    assert evaluate(load(tmp_path / "run"), episodes=30, seed=9).mean > 8.0
+
+
+@pytest.mark.parametrize("env", ["Faulty", "Exits", "Dies"])
+def test_a_crashing_worker_is_restarted_and_training_goes_on(own_environments, tmp_path, env):
+    """Each environment breaks at its 300th step: 4 of them make about 1200 steps an incarnation."""
+    engine = EngineConfig(restarts=10)
+    result = go(tmp_path, f"own_envs:{env}", total_timesteps=4000, engine=engine)
+    s = result.summary
+    assert result.exit_reason == "total_timesteps", s["problem"]
+    assert 2 <= s["worker_restarts"] <= 10
+    assert s["env_steps"] >= 4000
+    assert s["steps_committed"] == s["env_steps"] + s["steps_in_flight"]
+    if env == "Faulty":
+        assert "breaks at its 300th step" in (tmp_path / "run" / "log.txt").read_text()
+
+
+def test_a_spent_restart_budget_ends_the_run(own_environments, tmp_path):
+    result = go(tmp_path, "own_envs:Faulty", total_timesteps=10**6, engine=EngineConfig(restarts=1))
+    assert (result.exit_reason, result.exit_code) == ("crash", 1)
+    assert "engine.restarts = 1" in result.problem
+    assert "breaks at its 300th step" in result.problem
+    assert (tmp_path / "run" / "policy.safetensors").is_file()
+
+
+@pytest.mark.parametrize(("env", "what"), [("NanObservation", "nan"), ("InfReward", "inf")])
+def test_a_bad_value_ends_the_run_and_is_named(own_environments, tmp_path, env, what):
+    result = go(tmp_path, f"own_envs:{env}", total_timesteps=10**6)
+    assert (result.exit_reason, result.exit_code) == ("bad_value", 1)
+    for word in (f"own_envs:{env}", "seed", "step 300", what):
+        assert word in result.problem
+
+
+def test_an_environment_that_cannot_start_is_named(own_environments, tmp_path):
+    result = go(tmp_path, "own_envs:BreaksAtReset")
+    assert result.exit_reason == "crash"
+    assert "could not start" in result.problem
+    assert "no reset today" in result.problem
+
+
+def test_a_silent_worker_is_killed_and_restarted(own_environments, tmp_path):
+    engine = EngineConfig(heartbeat_timeout=2.0, restarts=0)
+    result = go(tmp_path, "own_envs:Hangs", total_timesteps=10**6, engine=engine)
+    assert result.exit_reason == "crash"
+    assert "no sign of life" in result.problem
+    assert "engine.heartbeat_timeout = 2" in result.problem
+
+
+def start(tmp_path: Path, *words: str) -> subprocess.Popen[str]:
+    """The command in its own session, as a user starts it; returns once steps were stored."""
+    command = [sys.executable, str(ROOT / "main.py"), "--run-dir", str(tmp_path / "run"), *words]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 100
+    while time.monotonic() < deadline:
+        file = tmp_path / "run" / "metrics.jsonl"
+        if file.exists() and any(r["train/n_updates"] > 0 for r in rows(tmp_path / "run")):
+            return process
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+    process.kill()
+    raise AssertionError(process.communicate()[0])
+
+
+LONG = ("--env", "Pendulum-v1", "--stop-at-return", "never")
+
+
+def test_ctrl_c_ends_in_order(tmp_path):
+    process = start(tmp_path, *LONG)
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert len(children) == 4
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Traceback" not in out
+    assert not any(c.is_running() for c in children)
+    s = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert s["exit_reason"] == "interrupted"
+    assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 1
+
+
+def test_ctrl_c_before_the_first_step_leaves_nothing(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "main.py"), *LONG], cwd=tmp_path, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    line = process.stdout.readline()  # the banner: the handler is there, the children are not
+    while "writing" not in line:
+        assert line
+        line = process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    out = process.stdout.read()
+    process.wait(timeout=30)
+    process.stdout.close()
+    assert process.returncode == 130, out
+    assert "Traceback" not in out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_killed_supervisor_takes_everything_with_it(tmp_path):
+    process = start(tmp_path, *LONG)
+    children = psutil.Process(process.pid).children(recursive=True)
+    memory = psutil.Process(process.pid).memory_maps(grouped=False)
+    assert any("memfd" in m.path for m in memory)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    gone, alive = psutil.wait_procs(children, timeout=2.0)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert not alive
+    assert len(gone) == 4
+
+
+def test_a_killed_worker_is_replaced(tmp_path):
+    process = start(tmp_path, *LONG)
+    (worker,) = [p for p in psutil.Process(process.pid).children() if "fdql.proc.env_worker" in p.cmdline()]
+    worker.kill()
+    deadline = time.monotonic() + 30
+    while not any(r["engine/restarts"] == 1 for r in rows(tmp_path / "run")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    before = rows(tmp_path / "run")[-1]["time/total_timesteps"]
+    while rows(tmp_path / "run")[-1]["time/total_timesteps"] <= before + 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "worker 0 ended (killed by SIGKILL); restart 1 of 5" in out
+
+
+def test_children_have_their_thread_caps(tmp_path):
+    process = start(tmp_path, *LONG)
+    for child in psutil.Process(process.pid).children():
+        env = child.environ()
+        assert env["OMP_NUM_THREADS"] == env["OPENBLAS_NUM_THREADS"] == env["NUMBA_NUM_THREADS"] == "1"
+        # main thread, and in the trainer the loader; a thread pool of a library would show here
+        assert child.num_threads() <= 2
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode == 130
