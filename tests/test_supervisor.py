@@ -66,12 +66,12 @@ def test_it_learns_and_stops_when_solved(own_environments, tmp_path):
 
 @pytest.mark.parametrize("env", ["Faulty", "Exits", "Dies"])
 def test_a_crashing_worker_is_restarted_and_training_goes_on(own_environments, tmp_path, env):
-    """Each environment breaks at its 300th step: 4 of them make about 1200 steps an incarnation."""
+    """Each environment breaks at its 300th step: 8 of them make about 2400 steps an incarnation."""
     engine = EngineConfig(restarts=10)
     result = go(tmp_path, f"own_envs:{env}", total_timesteps=4000, engine=engine)
     s = result.summary
     assert result.exit_reason == "total_timesteps", s["problem"]
-    assert 2 <= s["worker_restarts"] <= 10
+    assert 1 <= s["worker_restarts"] <= 10
     assert s["env_steps"] >= 4000
     assert s["steps_committed"] == s["env_steps"] + s["steps_in_flight"]
     if env == "Faulty":

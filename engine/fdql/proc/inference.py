@@ -79,7 +79,19 @@ class InferenceServer:
 
     def throttled(self) -> bool:
         """True while environment steps are held back for the trainer (or the run's last step is started)."""
+        if int(self.issued.sum()) < self.trainer.get(Counter.ALLOWED):
+            return False
+        # What a dead worker had begun and never handed over must not count for ever: nobody would
+        # be served again. Its successor's first sign is its incarnation.
+        self._forget_lost_steps()
         return int(self.issued.sum()) >= self.trainer.get(Counter.ALLOWED)
+
+    def _forget_lost_steps(self) -> None:
+        for w, record in enumerate(self.workers):
+            incarnation = record.get(Counter.INCARNATION)
+            if incarnation != self.incarnation[w]:
+                self.incarnation[w] = incarnation
+                self.issued[w] = record.get(Counter.STEPS)
 
     def serve(self, n_ready: int) -> None:
         """Answer the first `n_ready` slots of self.ready: one forward pass, one reply round."""
@@ -93,21 +105,13 @@ class InferenceServer:
         self.explorer.act(self.policy, self.obs[rows], self.lane_of_row[rows], warmup, out)
         self.actions[rows] = out
         t1 = self.record.observe_since(Stage.INFER, t0)
-        self._count(ready)
+        self._forget_lost_steps()
+        for slot in ready:
+            self.issued[int(slot) % self.plan.workers] += self.plan.envs_per_group
+        self.record.set(Counter.ISSUED, int(self.issued.sum()))
         self.slots.reply(self.ready, n_ready, self.version)
         self.record.observe_since(Stage.ACT, t1)
         self.record.observe(Stage.ROWS, n)
-
-    def _count(self, ready: NDArray[np.int32]) -> None:
-        """Count the steps started. Those that a dead worker never handed over are not counted any more."""
-        for slot in ready:
-            w = int(slot) % self.plan.workers
-            incarnation = self.workers[w].get(Counter.INCARNATION)
-            if incarnation != self.incarnation[w]:
-                self.incarnation[w] = incarnation
-                self.issued[w] = self.workers[w].get(Counter.STEPS)
-            self.issued[w] += self.plan.envs_per_group
-        self.record.set(Counter.ISSUED, int(self.issued.sum()))
 
 
 def inference_main(memory: RunMemory, events: Events) -> int:
