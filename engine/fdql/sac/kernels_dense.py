@@ -60,12 +60,12 @@ class Hidden(NamedTuple):
     r1: F32
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def _matrix(flat: F32, at: int, rows: int, cols: int) -> F32:
     return flat[at : at + rows * cols].reshape((rows, cols))
 
 
-@njit(cache=True, nogil=True)
+@njit("(float32[::1], int64, int64, int64, int64, int64, int64)", cache=True, nogil=True)
 def net_at(flat: F32, at: int, copies: int, k: int, i: int, w: int, o: int) -> Net:
     """Views of network k of `copies` networks that stand interleaved in `flat` from `at` on.
 
@@ -95,7 +95,7 @@ def net_at(flat: F32, at: int, copies: int, k: int, i: int, w: int, o: int) -> N
     )
 
 
-@njit(cache=True, nogil=True, fastmath=REDUCTION)
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=REDUCTION)
 def norm_relu(z: F32, b: F32, g: F32, h: F32, r: F32, x: F32) -> None:
     """Bias, layer norm (Ba 2016) and relu of one layer; three passes over a row while it is in L1.
 
@@ -125,12 +125,14 @@ def norm_relu(z: F32, b: F32, g: F32, h: F32, r: F32, x: F32) -> None:
             x[i, j] = ZERO if u < ZERO else u
 
 
-@njit(cache=True, nogil=True, fastmath=REDUCTION)
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=REDUCTION)
 def _product_few(x: F32, w: F32, out: F32) -> None:
     """out = x w for few rows: two rows and four inputs at a time, to read w once per two rows."""
     n, inputs = x.shape
     outputs = w.shape[1]
-    out[:, :] = ZERO
+    for i in range(n):
+        for j in range(outputs):
+            out[i, j] = ZERO
     for i in range(0, n, 2):
         last = min(i + 1, n - 1)  # an odd last row stands alone
         pair = last > i
@@ -157,7 +159,7 @@ def _product_few(x: F32, w: F32, out: F32) -> None:
             k += 1
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def product(x: F32, w: F32, out: F32) -> None:
     """out (n, o) = x (n, i) w (i, o). 8 x 128 x 128: 8 us own, 15 us BLAS; equal at 32 rows."""
     if x.shape[0] < _FEW:
@@ -166,7 +168,7 @@ def product(x: F32, w: F32, out: F32) -> None:
         np.dot(x, w, out)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def add_bias(z: F32, b: F32) -> None:
     """z (n, o) += b (o,)."""
     n, o = z.shape
@@ -175,18 +177,24 @@ def add_bias(z: F32, b: F32) -> None:
             z[i, j] += b[j]
 
 
-@njit(cache=True, nogil=True)
-def forward(net: Net, x: F32, hidden: Hidden, out: F32) -> None:
-    """out (n, o) = net(x), x (n, i); `hidden` keeps what `backward` needs."""
+@njit(cache=True, nogil=True, error_model="numpy")
+def forward_hidden(net: Net, x: F32, hidden: Hidden) -> None:
+    """Both hidden layers at x (n, i); `hidden` keeps what the backward pass needs."""
     product(x, net.w0, hidden.n0)
     norm_relu(hidden.n0, net.b0, net.g0, net.h0, hidden.r0, hidden.x1)
     product(hidden.x1, net.w1, hidden.n1)
     norm_relu(hidden.n1, net.b1, net.g1, net.h1, hidden.r1, hidden.x2)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def forward(net: Net, x: F32, hidden: Hidden, out: F32) -> None:
+    """out (n, o) = net(x), x (n, i)."""
+    forward_hidden(net, x, hidden)
     product(hidden.x2, net.w2, out)
     add_bias(out, net.b2)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def normalise_obs(obs: F32, mean: F32, scale: F32, x: F32) -> None:
     """x[:, :O] = clip((obs - mean) * scale, -5, 5); obs (n, O), mean scale (O,), x (n, >= O)."""
     n, o = obs.shape

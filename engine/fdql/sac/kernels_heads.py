@@ -2,30 +2,42 @@
 
 Stages `inference` (values, actions) and `update` (targets, gradients). A critic's output is the
 logits of a distribution over `support`, values evenly on [-v_max, v_max]; its value is the mean.
+Each function is one equation; n rows, K bins, W bins of a window, A actions or components.
 """
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numba import njit
+from numpy.typing import NDArray
 
-from fdql.sac.kernels_math import ONE, REDUCTION, ZERO, exp, tanh
+from fdql.sac.kernels_math import HALF, ONE, REDUCTION, TWO, ZERO, erf, exp, softplus, tanh
+from fdql.sac.learner import LN_TEMPERATURE_MAX, SOLVE_BISECTIONS
 from fdql.sac.nets import F32, LOG_STD_HALF, LOG_STD_MIN
+
+I64 = NDArray[np.int64]
 
 LOG_STD_LOW = np.float32(LOG_STD_MIN)
 LOG_STD_SPAN = np.float32(LOG_STD_HALF)
+_LN_2 = np.float32(math.log(2.0))
+_HALF_LN_2PI = np.float32(0.5 * math.log(2.0 * math.pi))
 
 
-@njit(cache=True, nogil=True, fastmath=REDUCTION | {"nnan"})
+# -- critic ---------------------------------------------------------------------------------------
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=REDUCTION | {"nnan"})
 def highest(row: F32) -> np.float32:
-    """Largest value of row (k,). Of a row with NaN: any value (the exponentials keep the NaN)."""
+    """Largest value of row (K,). Of a row with NaN: any value (the exponentials keep the NaN)."""
     m = row[0]
     for j in range(row.size):
         m = max(m, row[j])
     return m
 
 
-@njit(cache=True, nogil=True, fastmath=REDUCTION)
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=REDUCTION)
 def mean_value(logits: F32, support: F32, out: F32) -> None:
     """out[i] = sum_j support[j] softmax(logits[i])[j]; logits (n, K), support (K,), out (n,)."""
     n, bins = logits.shape
@@ -40,7 +52,192 @@ def mean_value(logits: F32, support: F32, out: F32) -> None:
         out[i] = weighted / total
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=REDUCTION)
+def hl_gauss_target(y: F32, bins: int, v_max: float, sigma_bins: float, first: I64, p: F32) -> None:
+    """Normal(y, sigma) cut to the bins: p_j = (Phi(e_j+1) - Phi(e_j)) / normaliser (Imani 2018).
+
+    Only the W bins around y are computed: the mass beyond 6 sigma, 2e-9, does not show in float32.
+    y      (n,) in [-v_max, v_max]
+    first  (n,)   out: index of the window's first bin
+    p      (n, W) out: probabilities, each row sums to 1
+    """
+    n, w = p.shape
+    per_unit = np.float32((bins - 1) / (2.0 * v_max))
+    scale = np.float32(1.0 / (math.sqrt(2.0) * sigma_bins))
+    top = np.float32(v_max)
+    for i in range(n):
+        at = (y[i] + top) * per_unit  # y in bins, centre of bin 0 is 0
+        low = min(max(int(at + HALF) - w // 2, 0), bins - w)
+        first[i] = low
+        start = np.float32(low) - HALF - at
+        for j in range(w):
+            edge = (start + np.float32(j)) * scale
+            p[i, j] = erf(edge + scale) - erf(edge)
+        share = ONE / (erf((start + np.float32(w)) * scale) - erf(start * scale))
+        for j in range(w):
+            p[i, j] *= share
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=REDUCTION)
+def cross_entropy_gradient(logits: F32, support: F32, first: I64, p: F32, q: F32) -> float:
+    """Loss of one critic, -mean_i sum_j p_ij ln softmax(l_i)_j, and its gradient.
+
+    logits    (n, K) in; out: dL/dl = (softmax(l_i) - p_i) / n
+    first, p  targets, as hl_gauss_target leaves them
+    q         (n,) out: values, sum_j support[j] softmax(l_i)_j
+    """
+    n, bins = logits.shape
+    w = p.shape[1]
+    share = ONE / np.float32(n)
+    loss = 0.0
+    for i in range(n):
+        at = first[i]
+        m = highest(logits[i])
+        expected = ZERO
+        for j in range(w):
+            expected += p[i, j] * logits[i, at + j]
+        total = ZERO
+        weighted = ZERO
+        for j in range(bins):
+            e = exp(logits[i, j] - m)
+            logits[i, j] = e
+            total += e
+            weighted += e * support[j]
+        q[i] = weighted / total
+        loss += math.log(total) + m - expected
+        scale = share / total
+        for j in range(bins):
+            logits[i, j] *= scale
+        for j in range(w):
+            logits[i, at + j] -= share * p[i, j]
+    return loss / n
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=REDUCTION)
+def value_gradient(logits: F32, support: F32, weight: float, q: F32) -> None:
+    """Gradient of weight sum_i Q_i: logits (n, K) in; out: weight p_ij (support_j - Q_i); q (n,)."""
+    n, bins = logits.shape
+    for i in range(n):
+        m = highest(logits[i])
+        total = ZERO
+        weighted = ZERO
+        for j in range(bins):
+            e = exp(logits[i, j] - m)
+            logits[i, j] = e
+            total += e
+            weighted += e * support[j]
+        value = weighted / total
+        q[i] = value
+        scale = np.float32(weight) / total
+        for j in range(bins):
+            logits[i, j] *= scale * (support[j] - value)
+
+
+# -- discrete actions: the policy is a function of the critics ------------------------------------
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def boltzmann_value(q: F32, low: F32, temperature: float, v: F32) -> float:
+    """v_i = sum_a pi(a|s_i) low_ia with pi = softmax(q / temperature); returns the mean entropy.
+
+    q, low (n, A), v (n,) float32; entropy in nats.
+    """
+    n, actions = q.shape
+    sharpness = np.float32(1.0 / temperature)
+    entropy = 0.0
+    for i in range(n):
+        m = highest(q[i])
+        total = ZERO
+        value = ZERO
+        spread = ZERO
+        for a in range(actions):
+            x = (q[i, a] - m) * sharpness
+            e = exp(x)
+            total += e
+            value += e * low[i, a]
+            spread += e * x
+        v[i] = value / total
+        entropy += math.log(total) - spread / total
+    return entropy / n
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def temperature_root(q: F32, goal: float, ln_lowest: float, scratch: F32) -> float:
+    """ln temperature at which softmax(q / temperature) has mean entropy `goal`; q (n, A).
+
+    The entropy grows with the temperature: bisections of [ln_lowest, 0] find the root, or the
+    nearer end when the root lies outside. scratch (n,).
+    """
+    low, high = ln_lowest, LN_TEMPERATURE_MAX
+    for _ in range(SOLVE_BISECTIONS):
+        middle = 0.5 * (low + high)
+        if boltzmann_value(q, q, math.exp(middle), scratch) > goal:
+            high = middle
+        else:
+            low = middle
+    return 0.5 * (low + high)
+
+
+# -- continuous actions: a normal variable squashed by tanh ----------------------------------------
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
 def std_of(raw: np.float32) -> np.float32:
     """Standard deviation before tanh from the actor's raw output, exp(-10) .. exp(2)."""
     return exp(LOG_STD_LOW + LOG_STD_SPAN * (ONE + tanh(raw)))
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=REDUCTION)
+def tanh_normal(out: F32, noise: F32, action: F32) -> None:
+    """action = tanh(mean + std noise). out (n, 2 A): means, raw log stds; noise (n, A)."""
+    n, components = noise.shape
+    for i in range(n):
+        for j in range(components):
+            std = std_of(out[i, components + j])
+            action[i, j] = tanh(out[i, j] + std * noise[i, j])
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=REDUCTION)
+def tanh_normal_ln_density(out: F32, noise: F32) -> tuple[float, float]:
+    """Mean over the rows of ln pi(a|s) at a = tanh(mean + std noise), and mean of std.
+
+    ln(1 - tanh(u)**2) = 2 (ln 2 - u - softplus(-2 u)) (Haarnoja 2018, arXiv 1812.05905, app. C)
+    """
+    n, components = noise.shape
+    density = 0.0
+    deviation = 0.0
+    for i in range(n):
+        row = ZERO
+        stds = ZERO
+        for j in range(components):
+            e = noise[i, j]
+            ln_std = LOG_STD_LOW + LOG_STD_SPAN * (ONE + tanh(out[i, components + j]))
+            std = exp(ln_std)
+            u = out[i, j] + std * e
+            normal = -HALF * e * e - ln_std - _HALF_LN_2PI
+            row += normal - TWO * (_LN_2 - u - softplus(-TWO * u))
+            stds += std
+        density += row
+        deviation += stds
+    return density / n, deviation / (n * components)
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=REDUCTION)
+def tanh_normal_gradient(out: F32, noise: F32, action: F32, temperature: float, da: F32) -> None:
+    """Gradient of mean_i[temperature ln pi(a_i|s_i)] + L(action), through action = tanh(u).
+
+    out     (n, 2 A) in: the actor's output; out: dL/dout
+    da      (n, A) dL/daction;   action  (n, A) as tanh_normal gave it
+    d ln pi / du = 2 a + ...: the normal part is constant in u, its std enters by -ln std
+    """
+    n, components = noise.shape
+    weight = np.float32(temperature / n)
+    for i in range(n):
+        for j in range(components):
+            a = action[i, j]
+            slope = tanh(out[i, components + j])
+            std = exp(LOG_STD_LOW + LOG_STD_SPAN * (ONE + slope))
+            du = da[i, j] * (ONE - a * a) + weight * TWO * a
+            d_ln_std = du * std * noise[i, j] - weight
+            out[i, j] = du
+            out[i, components + j] = d_ln_std * LOG_STD_SPAN * (ONE - slope * slope)

@@ -1,0 +1,258 @@
+"""The compiled learner: the update of update.py as Numba kernels on BLAS, no torch, no GIL.
+
+Stage 5 of 8, `update`; the trainer is its only caller. The equations stand in kernels_discrete.py
+and kernels_continuous.py, on top of kernels_critic.py (critics), kernels_heads.py (formulas),
+kernels_dense.py and kernels_backward.py (networks), kernels_adamw.py (steps), kernels_math.py.
+This file owns the memory, the random numbers and the checks. A state saved by one learner loads
+into the other.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fdql.config import SacConfig
+from fdql.sac.kernels_continuous import Actor, update_continuous
+from fdql.sac.kernels_critic import Critics, Rates
+from fdql.sac.kernels_discrete import Discrete, update_discrete
+from fdql.sac.learner import (
+    ADAM_BETA1,
+    ADAM_BETA2,
+    ADAM_EPS,
+    F64,
+    I32,
+    LN_TEMPERATURE_MAX,
+    SOLVE_EVERY,
+    SOLVE_RATE,
+    SOLVE_WHOLE,
+    Averages,
+    NotFiniteError,
+    check_batch,
+    check_state,
+    pack_generator,
+    target_entropy,
+    unpack_generator,
+)
+from fdql.sac.nets import (
+    F32,
+    NetSpec,
+    actor_shapes,
+    critic_shapes,
+    initialise,
+    is_matrix,
+    policy_shapes,
+    size_of,
+    views,
+)
+
+Array = NDArray[np.generic]
+_WINDOW_SIGMAS = 6.0  # half width of the bins computed around a target; the mass beyond is 2e-9
+
+
+class CompiledLearner:
+    """Implements `learner.Learner`. Memory is laid out at the first update, for its batch size."""
+
+    def __init__(
+        self, spec: NetSpec, config: SacConfig, priority_exponent: float, seed: int
+    ) -> None:
+        self.spec = spec
+        self.config = config
+        self._rng = np.random.default_rng(seed)
+        self.params: F32 = initialise(spec, self._rng)
+        self._split = size_of(critic_shapes(spec))  # critics before it, actor after it
+        self.target: F32 = self.params[: self._split].copy()
+        self.moments: F32 = np.zeros((2, len(self.params)), dtype=np.float32)
+        self.ln_temperature = math.log(config.init_temperature)
+        self._temperature_moments = np.zeros(2)
+        self.updates = 0
+        self._goal = target_entropy(spec, config)
+        self._averages = Averages(spec.discrete)
+        self._gradient: F32 = np.zeros_like(self.params)
+        self._keep: F32 = np.ones_like(self.params)
+        for name, part in views(self._keep, critic_shapes(spec) | actor_shapes(spec)).items():
+            if is_matrix(name):
+                part[...] = 1.0 - config.learning_rate * config.weight_decay
+        self._rates = Rates(
+            learning_rate=config.learning_rate,
+            gradient_clip=config.gradient_clip,
+            target_rate=config.target_rate,
+            v_max=spec.v_max,
+            sigma_bins=config.sigma_bins,
+            ln_min_temperature=math.log(config.min_temperature),
+            priority_exponent=priority_exponent,
+        )
+        self._rows = 0
+        self._critics: Critics
+        self._discrete: Discrete
+        self._actor: Actor
+
+    def update(
+        self,
+        obs: F32,
+        action: F32 | I32,
+        reward: F32,
+        discount: F32,
+        next_obs: F32,
+        obs_mean: F32,
+        obs_scale: F32,
+        reward_scale: F32,
+        priority_out: F64,
+    ) -> None:
+        """See `learner.Learner.update`. ValueError too when an array is read-only or an action
+        index is out of range."""
+        batch = (
+            obs, action, reward, discount, next_obs,
+            obs_mean, obs_scale, reward_scale, priority_out,
+        )  # fmt: skip
+        check_batch(self.spec, *batch)
+        if not all(x.flags.carray for x in batch):  # one layout, one compiled version
+            raise ValueError("batch has a column that is read-only, unaligned or not in C order")
+        if len(obs) != self._rows:
+            self._allocate(len(obs))
+        if self.spec.discrete:
+            if action.view(np.uint32).max() >= self.spec.action_dim:  # a negative one is huge
+                raise ValueError(f"action {action.min()}..{action.max()} does not fit {self.spec}")
+            self._update_discrete(batch)
+        else:
+            self._update_continuous(batch)
+        self.updates += 1
+
+    def _update_discrete(self, batch: tuple[Any, ...]) -> None:
+        solve = self.updates % SOLVE_EVERY == 0
+        entropy, root, clipped, loss, norm, value, error = update_discrete(
+            self._critics, self._discrete, self._rates, math.exp(self.ln_temperature),
+            self._goal, solve, self.updates + 1, *batch,
+        )  # fmt: skip
+        self._averages.add("entropy", entropy)
+        if solve:
+            rate = 1.0 if self.updates <= SOLVE_WHOLE else SOLVE_RATE
+            self.ln_temperature += rate * (root - self.ln_temperature)
+        self._after_critics(clipped, loss, norm, value, error)
+
+    def _update_continuous(self, batch: tuple[Any, ...]) -> None:
+        shape = (self._rows, self.spec.action_dim)
+        delay = self.config.policy_delay
+        actor_step = self.updates // delay + 1 if self.updates % delay == 0 else 0
+        next_noise = self._rng.standard_normal(shape, dtype=np.float32)
+        noise = self._rng.standard_normal(shape, dtype=np.float32) if actor_step else next_noise
+        clipped, loss, norm, value, error, actor_loss, entropy, std, actor_norm = update_continuous(
+            self._critics, self._actor, self._rates, math.exp(self.ln_temperature),
+            self.updates + 1, actor_step, next_noise, noise, *batch,
+        )  # fmt: skip
+        self._after_critics(clipped, loss, norm, value, error)
+        if actor_step:
+            self._check_norm("actor", actor_norm, actor_loss)
+            self._temperature_step(entropy - self._goal, actor_step)
+            self._averages.add("actor_loss", actor_loss)
+            self._averages.add("actor_grad_norm", actor_norm)
+            self._averages.add("entropy", entropy)
+            self._averages.add("action_std", std)
+
+    def _after_critics(
+        self, clipped: float, loss: float, norm: float, value: float, error: float
+    ) -> None:
+        self._check_norm("critic", norm, loss)
+        self._averages.add("critic_loss", loss)
+        self._averages.add("critic_grad_norm", norm)
+        self._averages.add("q_mean", value)
+        self._averages.add("td_error", error)
+        self._averages.add("clipped_targets", clipped)
+
+    def _check_norm(self, what: str, norm: float, loss: float) -> None:
+        if not math.isfinite(norm):
+            raise NotFiniteError(
+                f"{what} gradient norm is {norm} at update {self.updates}, loss {loss}"
+            )
+
+    def _temperature_step(self, gradient: float, step: int) -> None:
+        """Adam on ln temperature, then back into [min_temperature, 1]."""
+        m = self._temperature_moments
+        m[0] += (1.0 - ADAM_BETA1) * (gradient - m[0])
+        m[1] += (1.0 - ADAM_BETA2) * (gradient * gradient - m[1])
+        root = math.sqrt(m[1] / (1.0 - ADAM_BETA2**step)) + ADAM_EPS
+        rate = self.config.temperature_learning_rate / (1.0 - ADAM_BETA1**step)
+        moved = self.ln_temperature - rate * float(m[0]) / root
+        self.ln_temperature = min(max(moved, self._rates.ln_min_temperature), LN_TEMPERATURE_MAX)
+
+    def snapshot(self, out: F32, obs_mean: F32, obs_scale: F32, reward_scale: F32) -> None:
+        """See `learner.Learner.snapshot`."""
+        head = np.float32(math.exp(self.ln_temperature))
+        mine = self.params[: self._split] if self.spec.discrete else self.params[self._split :]
+        if out.shape != (size_of(policy_shapes(self.spec)),) or out.dtype != np.float32:
+            raise ValueError(f"snapshot of {out.shape} {out.dtype} for {policy_shapes(self.spec)}")
+        np.concatenate([obs_mean, obs_scale, [head], reward_scale, mine], out=out)
+
+    def metrics(self) -> dict[str, float]:
+        """See `learner.Learner.metrics`."""
+        now = {"temperature": math.exp(self.ln_temperature), "target_entropy": self._goal}
+        return self._averages.as_dict() | now
+
+    def state(self) -> dict[str, Array]:
+        """See `learner.Learner.state`."""
+        return {
+            "params": self.params.copy(),
+            "target": self.target.copy(),
+            "moments": self.moments.copy(),
+            "temperature": np.array([self.ln_temperature, *self._temperature_moments]),
+            "updates": np.array([self.updates], dtype=np.int64),
+            "generator": pack_generator(self._rng),
+            "averages": self._averages.values.copy(),
+        }
+
+    def load_state(self, state: dict[str, Array]) -> None:
+        """See `learner.Learner.load_state`."""
+        check_state(self.state(), state)
+        np.copyto(self.params, state["params"])
+        np.copyto(self.target, state["target"])
+        np.copyto(self.moments, state["moments"])
+        np.copyto(self._averages.values, state["averages"])
+        np.copyto(self._temperature_moments, state["temperature"][1:])
+        self.ln_temperature = float(state["temperature"][0])
+        self.updates = int(state["updates"][0])
+        self._rng = unpack_generator(state["generator"])
+
+    def _allocate(self, rows: int) -> None:
+        """Working memory for batches of `rows`. Nothing in it outlives an update."""
+        s, split = self.spec, self._split
+        w, groups = s.critic_width, s.action_dim if s.discrete else 1
+        window = min(2 * math.ceil(_WINDOW_SIGMAS * self.config.sigma_bins) + 1, s.bins)
+        self._critics = Critics(
+            params=self.params[:split], target=self.target, grad=self._gradient[:split],
+            m=self.moments[0, :split], v=self.moments[1, :split], keep=self._keep[:split],
+            **_activations(rows, w),
+            logits=_f32(rows, s.bins), w2=_f32(w, s.bins), w2_grad=_f32(w, s.bins),
+            support=np.linspace(-s.v_max, s.v_max, s.bins, dtype=np.float32),
+            first=np.zeros(rows, np.int64), p=_f32(rows, window), y=_f32(rows), q=_f32(2, rows),
+            starts=np.linspace(0, rows, groups + 1).astype(np.int64),
+        )  # fmt: skip
+        order = np.arange(rows)
+        if s.discrete:
+            self._discrete = Discrete(
+                order=order, x=_f32(rows, s.obs_dim), next_x=_f32(rows, s.obs_dim),
+                out=_f32(rows, s.critic_out), q=_f32(rows, s.action_dim),
+                low=_f32(rows, s.action_dim), other=_f32(rows, s.action_dim), v=_f32(rows),
+            )  # fmt: skip
+        else:
+            self._actor = Actor(
+                params=self.params[split:], grad=self._gradient[split:], keep=self._keep[split:],
+                m=self.moments[0, split:], v=self.moments[1, split:],
+                **_activations(rows, s.actor_width),
+                s=_f32(rows, s.obs_dim), next_s=_f32(rows, s.obs_dim), x=_f32(rows, s.critic_in),
+                out=_f32(rows, 2 * s.action_dim), action=_f32(rows, s.action_dim),
+                da=_f32(rows, s.action_dim), one=_f32(rows, s.action_dim), order=order,
+            )  # fmt: skip
+        self._rows = rows
+
+
+def _f32(*shape: int) -> F32:
+    return np.zeros(shape, dtype=np.float32)
+
+
+def _activations(rows: int, width: int) -> dict[str, F32]:
+    """What a forward and backward pass of one network keeps, by the names of the kernels."""
+    wide = {name: _f32(rows, width) for name in ("n0", "x1", "n1", "x2", "d2", "d1")}
+    return wide | {"r0": _f32(rows), "r1": _f32(rows)}
