@@ -11,7 +11,7 @@ import pytest
 
 from fdql import evaluate, load
 from fdql.checkpoint import load_checkpoint
-from fdql.config import Config, SacConfig
+from fdql.config import Config, ConfigError, SacConfig
 from fdql.supervisor import train
 from plans import small_config
 
@@ -84,6 +84,13 @@ def test_an_environment_that_raises_ends_the_run_with_its_words(own_environments
     result = train(config, quiet=True)
     assert (result.exit_reason, result.exit_code) == ("crash", 1)
     assert "breaks at its 300th step" in result.problem
+
+
+def test_a_file_does_not_decide_what_code_runs(own_environments, tmp_path):
+    run(tmp_path / "r", small_config("own_envs:Steering", total_timesteps=200))
+    with pytest.raises(ConfigError, match="--env own_envs:Steering"):
+        evaluate(load(tmp_path / "r"))
+    assert len(evaluate(load(tmp_path / "r"), "own_envs:Steering", episodes=3).returns) == 3
 
 
 def test_a_policy_acts_like_the_one_that_was_evaluated(own_environments, tmp_path):

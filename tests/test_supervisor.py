@@ -61,7 +61,7 @@ def test_it_learns_and_stops_when_solved(own_environments, tmp_path):
     assert 0 < first["env_steps"] <= 20_000
     from fdql import evaluate, load
 
-    assert evaluate(load(tmp_path / "run"), episodes=30, seed=9).mean > 8.0
+    assert evaluate(load(tmp_path / "run"), "own_envs:Steering", episodes=30, seed=9).mean > 8.0
 
 
 @pytest.mark.parametrize("env", ["Faulty", "Exits", "Dies"])

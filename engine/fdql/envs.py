@@ -93,15 +93,19 @@ class ActionScale:
         return list(scaled.reshape(-1, *self._spec.action_shape))
 
 
+def is_factory(env: str) -> bool:
+    """True for module:factory; module:Name-v0 is Gymnasium's own notation for an id."""
+    return ":" in env and not re.search(r"-v\d+$", env)
+
+
 def make_env(env: str) -> Env:
     """Make the environment named by a Gymnasium id or by `module:factory`.
 
     Raises ConfigError: unknown id (with near ones), missing extra (with the command), a factory that
     cannot be imported or does not return an environment.
     """
-    head, _, factory = env.partition(":")
-    if factory and not re.search(r"-v\d+$", factory):  # module:Name-v0 is Gymnasium's own notation
-        return _from_factory(env, head, factory)
+    if is_factory(env):
+        return _from_factory(env, *env.split(":", 1))
     for part, (package, extra) in _PLUGINS.items():
         if part in env:
             try:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fdql.checkpoint import CheckpointError, load_tensors
 from fdql.config import ConfigError, ExploreConfig
-from fdql.envs import ActionScale, EnvSpec, describe, make_env
+from fdql.envs import ActionScale, EnvSpec, describe, is_factory, make_env
 from fdql.proc.evaluator import Evaluation, play
 from fdql.sac import policy as acting
 from fdql.sac.nets import NetSpec, policy_shapes, size_of
@@ -103,11 +103,16 @@ def evaluate(
 ) -> Evaluation:
     """Play `episodes` greedy episodes, in `env` or in the one it was trained on.
 
-    Raises ConfigError when the spaces of `env` are not those of the policy.
+    Raises ConfigError when the spaces of `env` are not those of the policy, and when the policy's file
+    names a module:factory and `env` does not repeat it: a file never decides what code runs.
     """
     if episodes < 1:
         raise ConfigError(f"episodes = {episodes}: must be at least 1; 20 works")
     name = env or policy.env.env
+    if env is None and is_factory(name):
+        raise ConfigError(
+            f"the policy was trained on {name!r}, which runs code of that module; say so: --env {name}"
+        )
     probe = make_env(name)
     spec = describe(name, probe)
     probe.close()
