@@ -1,8 +1,8 @@
 """The doorbell (an eventcount: any number of ringers, one sleeper) and the run's stop word.
 
-No wake-up is lost because of three things together: the ringer's fence between its work and its look
-at `waiting`, the sleeper's fence between `waiting` and its second look for work, and the kernel's
-comparison of `seq` with the ticket. Without any one of them a sleeper with work pending exists.
+No wake-up is lost because of three things together: the ringer's fence between its work and its
+look at `waiting`, the sleeper's fence between `waiting` and its second look for work, and the
+kernel's comparison of `seq` with the ticket. Without any one of them a sleeper could miss work.
 With nobody asleep, ringing costs one fence and one load.
 """
 
@@ -50,8 +50,8 @@ cdef inline uint64_t deadline_after(uint64_t timeout_ns) noexcept nogil:
 
 
 cdef inline void bell_ring(Bell* bell) noexcept nogil:
-    """Wake the sleeper, if there is one. Call after the release store that made the work visible."""
-    fence_seq_cst()                             # SYNC no-lost-wake: pairs with the fence in bell_arm
+    """Wake the sleeper, if there is one. Call after the store that made the work visible."""
+    fence_seq_cst()                             # SYNC no-lost-wake: pairs with bell_arm
     if load_relaxed(&bell.waiting):             # the fence orders it
         TP("bell.ring.before_bump")
         add_release(&bell.seq, 1)               # SYNC bell-seq: pairs with the acquire in bell_arm
@@ -67,9 +67,9 @@ cdef inline void bell_wake(Bell* bell) noexcept nogil:
 
 cdef inline uint32_t bell_arm(Bell* bell) noexcept nogil:
     """Say "about to sleep" and return the ticket; the sleeper must look for work once more now."""
-    cdef uint32_t ticket = load_acquire(&bell.seq)  # SYNC bell-seq: pairs with add_release in bell_ring
+    cdef uint32_t ticket = load_acquire(&bell.seq)  # SYNC bell-seq: pairs with bell_ring
     store_relaxed(&bell.waiting, <uint32_t>1)   # the fence orders it before the second look
-    fence_seq_cst()                             # SYNC no-lost-wake: pairs with the fence in bell_ring
+    fence_seq_cst()                             # SYNC no-lost-wake: pairs with bell_ring
     return ticket
 
 
@@ -81,7 +81,7 @@ cdef inline void bell_sleep(Bell* bell, uint32_t ticket, uint64_t deadline_ns,
                             const StopWord* control) noexcept nogil:
     """Sleep until rung, deadline, signal or stop. May return early; the caller looks for work."""
     store_relaxed(&bell.sleeps, load_relaxed(&bell.sleeps) + 1)  # ours, for monitoring
-    while load_acquire(&bell.seq) == ticket:
+    while load_acquire(&bell.seq) == ticket:    # SYNC bell-seq: pairs with bell_ring
         if stopped(control) or futex_wait(&bell.seq, ticket, deadline_ns):
             break
         if monotonic_ns() >= deadline_ns:

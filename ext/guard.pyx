@@ -1,4 +1,4 @@
-"""Ties a child's life to its parent's, by the kernel: no timer, no polling. No-ops outside Linux."""
+"""Ties a child's life to its parent's, by the kernel: no timer, no polling."""
 
 import errno
 import os
@@ -35,7 +35,7 @@ def die_with_parent(int expected_parent_pid):
 def pidfd_open(int pid):
     """Descriptor that becomes readable when process pid ends; immune to reused pids.
 
-    OSError (ENOSYS or EPERM) where the kernel has none or a container forbids it: poll waitpid then.
+    OSError (ENOSYS or EPERM) where kernel or container has none: poll waitpid there.
     """
     if not hasattr(os, "pidfd_open"):
         raise OSError(errno.ENOSYS, f"pidfd_open needs Linux 5.3 or later, this is {sys.platform}")

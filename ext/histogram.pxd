@@ -17,7 +17,8 @@ cdef extern from *:
     };
     static_assert(sizeof(Histogram) == 4096);
     static const fdql::Field histogram_fields[] = {
-        FDQL_FIELD(Histogram, sum, 0), FDQL_FIELD(Histogram, max, 8), FDQL_FIELD(Histogram, counts, 16),
+        FDQL_FIELD(Histogram, sum, 0), FDQL_FIELD(Histogram, max, 8),
+        FDQL_FIELD(Histogram, counts, 16),
     };
     static inline unsigned bucket_index(uint64_t v) {
         if (v < 8) return static_cast<unsigned>(v);

@@ -28,7 +28,7 @@ cdef extern from *:
         uint32_t pad2;
         fdql::atomic_u64 policy_version;
         uint8_t pad3[112];
-        fdql::atomic_u32 waiting;       // the worker's, apart from req_seq: the server polls that one
+        fdql::atomic_u32 waiting;       // the worker's; not beside req_seq, which the server polls
         uint8_t pad4[124];
     };
     static_assert(sizeof(SlotsHeader) == 128 && sizeof(Mailbox) == 384);
@@ -61,17 +61,17 @@ cdef inline void mailbox_submit(Mailbox* box, uint32_t number, Bell* server) noe
     """Publish the observation rows under `number`, and wake the server."""
     TP("slots.submit.before_req")
     store_relaxed(&box.t_submit_ns, now_ns())   # ordered by the release below
-    store_release(&box.req_seq, number)         # SYNC request: pairs with the acquire in mailbox_ready
+    store_release(&box.req_seq, number)         # SYNC request: pairs with mailbox_ready
     TP("slots.submit.before_bell")
     bell_ring(server)
 
 
 cdef inline bint mailbox_replied(Mailbox* box, uint32_t number) noexcept nogil:
-    return load_acquire(&box.rep_seq) == number  # SYNC reply: pairs with the release in mailbox_reply
+    return load_acquire(&box.rep_seq) == number  # SYNC reply: pairs with mailbox_reply
 
 
-cdef inline bint mailbox_await(Mailbox* box, uint32_t number, uint64_t spin_ns, uint64_t deadline_ns,
-                               const StopWord* control) noexcept nogil:
+cdef inline bint mailbox_await(Mailbox* box, uint32_t number, uint64_t spin_ns,
+                               uint64_t deadline_ns, const StopWord* control) noexcept nogil:
     """True once the reply to `number` is there; False at the deadline, a signal, or stop."""
     cdef uint32_t seen
     cdef uint64_t spin_until
@@ -84,13 +84,13 @@ cdef inline bint mailbox_await(Mailbox* box, uint32_t number, uint64_t spin_ns, 
                 return True
             pause()
     while True:
-        seen = load_acquire(&box.rep_seq)       # SYNC reply: pairs with the release in mailbox_reply
+        seen = load_acquire(&box.rep_seq)       # SYNC reply: pairs with mailbox_reply
         if seen == number:
             return True
         if stopped(control) or monotonic_ns() >= deadline_ns:
             return False
         store_relaxed(&box.waiting, <uint32_t>1)  # the fence orders it before the second look
-        fence_seq_cst()                         # SYNC reply-wake: pairs with the fence in the reply round
+        fence_seq_cst()                         # SYNC reply-wake: pairs with the reply round
         TP("slots.await.before_sleep")
         if not mailbox_replied(box, number):
             if futex_wait(&box.rep_seq, seen, deadline_ns):
@@ -101,7 +101,7 @@ cdef inline bint mailbox_await(Mailbox* box, uint32_t number, uint64_t spin_ns, 
 
 cdef inline bint mailbox_ready(Mailbox* box, uint32_t* number) noexcept nogil:
     """True when a request has no reply yet; its number goes to *number."""
-    number[0] = load_acquire(&box.req_seq)      # SYNC request: pairs with the release in mailbox_submit
+    number[0] = load_acquire(&box.req_seq)      # SYNC request: pairs with mailbox_submit
     return number[0] != load_relaxed(&box.rep_seq)  # the server's own word
 
 
@@ -109,10 +109,10 @@ cdef inline void mailbox_reply(Mailbox* box, uint32_t number, uint64_t version) 
     """Publish the action rows as the reply to `number`. A wake must follow, see mailbox_wake."""
     TP("slots.reply.before_rep")
     store_relaxed(&box.policy_version, version)  # ordered by the release below
-    store_release(&box.rep_seq, number)         # SYNC reply: pairs with the acquire in mailbox_replied
+    store_release(&box.rep_seq, number)         # SYNC reply: pairs with mailbox_replied
 
 
 cdef inline void mailbox_wake(Mailbox* box) noexcept nogil:
-    """Wake the worker if it sleeps. After the round's one fence: SYNC reply-wake, with mailbox_await."""
+    """Wake the worker if it sleeps; after the round's one fence (reply-wake)."""
     if load_relaxed(&box.waiting):              # the round's fence orders it
         futex_wake(&box.rep_seq, 1)

@@ -128,7 +128,7 @@ def weights_write(weights, uint64_t first, uint64_t n):
 
 
 def weights_read(weights, uint32_t reader, uint64_t until):
-    """Acquire and check until version `until` was seen: (torn snapshots, steps back, acquisitions)."""
+    """Acquire and check until version `until` was seen: (torn words, steps back, acquisitions)."""
     cdef WeightsHeader* h = <WeightsHeader*>_at(weights)
     cdef uint64_t latest, version = 0, last = 0, j, torn = 0, back = 0, acquired = 0
     cdef uint64_t words = h.nbytes // 8

@@ -1,7 +1,7 @@
-"""What a process tells about itself: heartbeat, stage, counters, latency histograms; and the stop word.
+"""What a process tells about itself: heartbeat, stage, counters, histograms; and the stop word.
 
 One record per process: the process writes, the supervisor reads. Nothing waits on a record. The
-control block has one writer, the supervisor; every wait loop of every process looks at its stop word.
+control block has one writer, the supervisor; every wait of every process looks at its stop word.
 """
 
 from atomics cimport (Field, atomic_u32, atomic_u64, load_acquire, load_relaxed, offsets_of,
@@ -38,7 +38,7 @@ N_BUCKETS = n_buckets
 
 
 def now_ns():
-    """CLOCK_MONOTONIC in ns, the same in all processes, by the time-stamp counter where it is steady."""
+    """CLOCK_MONOTONIC in ns, the same in all processes, by the time-stamp counter where steady."""
     return clock_ns()
 
 
@@ -55,7 +55,7 @@ def bucket_upper(unsigned i):
 
 
 cdef class Control:
-    """The run's stop word: 0 runs, anything else ends every wait at once. The supervisor sets it."""
+    """The run's stop word: 0 runs, anything else ends every wait. The supervisor sets it."""
 
     cdef readonly object buffer
     cdef StopWord* word
@@ -113,7 +113,7 @@ cdef class Record:
         return &self.histograms[h]
 
     def set(self, uint32_t i, uint64_t value):
-        store_release(self._counter(i), value)   # SYNC counter: pairs with the acquire in Record.get
+        store_release(self._counter(i), value)   # SYNC counter: pairs with Record.get
 
     def add(self, uint32_t i, uint64_t n):
         cdef atomic_u64* counter = self._counter(i)
@@ -121,7 +121,7 @@ cdef class Record:
         store_release(counter, load_relaxed(counter) + n)  # SYNC counter: pairs with Record.get
 
     def get(self, uint32_t i):
-        return load_acquire(self._counter(i))    # SYNC counter: pairs with the release in Record.set
+        return load_acquire(self._counter(i))    # SYNC counter: pairs with Record.set
 
     def observe(self, uint32_t h, uint64_t value_ns):
         histogram_observe(self._histogram(h), value_ns)

@@ -1,8 +1,8 @@
 """Stage 2 of 8, `ring`: chunks of transitions from one env worker to the trainer; and the doorbell.
 
-One ring per worker, so each ring has one writer and one reader and needs no lock; one doorbell wakes
-the reader of all of them. Slots are filled and read in place. Called once per chunk, never per
-transition. The protocol and its memory orders stand in spsc.pxd and doorbell.pxd.
+One ring per worker, so each ring has one writer and one reader and needs no lock; one doorbell
+wakes the reader of all of them. Slots are filled and read in place. Called once per chunk, never
+per transition. The protocol and its memory orders stand in spsc.pxd and doorbell.pxd.
 """
 
 import os
@@ -13,9 +13,9 @@ from atomics cimport load_acquire, load_relaxed, offsets_of, store_relaxed
 from doorbell cimport (Bell, StopWord, bell_arm, bell_disarm, bell_fields, bell_ring, bell_sleep,
                        deadline_after, stopped)
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
-from spsc cimport (FIRST_OF_INCARNATION, ReaderEnd, RingHeader, SlotHeader, WriterEnd, reader_attach,
-                   reader_peek, reader_release, ring_fields, ring_magic, slot_at, writer_attach,
-                   writer_commit, writer_reserve)
+from spsc cimport (FIRST_OF_INCARNATION, ReaderEnd, RingHeader, SlotHeader, WriterEnd,
+                   reader_attach, reader_peek, reader_release, ring_fields, ring_magic, slot_at,
+                   writer_attach, writer_commit, writer_reserve)
 from views cimport address_of, bytes_of, round_up
 
 OFFSETS = {**offsets_of(ring_fields, 22), **offsets_of(bell_fields, 3)}
@@ -38,7 +38,7 @@ cdef size_t _stride(size_t payload_bytes) except 0:
 def ring_bytes(capacity, payload_bytes):
     """Bytes of a ring of `capacity` slots (a power of two, at least 2) of payload_bytes each."""
     if not 2 <= capacity <= 1 << 31 or capacity & (capacity - 1):
-        raise ValueError(f"ring capacity = {capacity}: must be a power of two, at least 2; 16 works")
+        raise ValueError(f"ring capacity = {capacity}: not a power of two of at least 2; 16 works")
     if payload_bytes < 1:
         raise ValueError(f"payload_bytes = {payload_bytes}: must be at least 1")
     return sizeof(RingHeader) + capacity * _stride(payload_bytes)
@@ -47,7 +47,8 @@ def ring_bytes(capacity, payload_bytes):
 def init_ring(buf, capacity, payload_bytes, schema_hash):
     """Lay out a ring in zeroed bytes. Once, by the creator, before anyone attaches."""
     view = bytes_of(buf, "ring")
-    cdef RingHeader* ring = <RingHeader*>address_of(view, ring_bytes(capacity, payload_bytes), "ring")
+    cdef RingHeader* ring = <RingHeader*>address_of(
+        view, ring_bytes(capacity, payload_bytes), "ring")
     ring.capacity, ring.payload_bytes = capacity, payload_bytes
     ring.slot_header, ring.slots_offset = sizeof(SlotHeader), sizeof(RingHeader)
     ring.slot_stride, ring.schema_hash = _stride(payload_bytes), schema_hash
@@ -127,7 +128,7 @@ cdef bint _alive(int pid) except -1:
 
 
 cdef class RingWriter:
-    """The writer's end. Attaching begins a new incarnation; the predecessor must be dead and reaped."""
+    """The writer's end. Attaching begins a new incarnation; the predecessor is dead and reaped."""
 
     cdef object view, bell_view, control_view
     cdef list payloads
@@ -178,7 +179,7 @@ cdef class RingWriter:
         return self.end.head & (self.capacity - 1)
 
     def payload(self, size_t slot):
-        """Writable bytes of a slot; the same memory for the same slot, so views of it may be kept."""
+        """Writable bytes of a slot; always the same memory, so views may be kept."""
         if slot >= self.capacity:
             raise IndexError(f"slot {slot}: the ring has {self.capacity}")
         return self.payloads[slot]
@@ -246,15 +247,15 @@ cdef class RingReader:
         return (self.end.tail + k) & (self.capacity - 1)
 
     def payload(self, uint64_t k):
-        """Bytes of the k-th readable chunk. The reader must not keep reading them after release()."""
+        """Bytes of the k-th readable chunk; not to be read after its release()."""
         return self.payloads[self.slot_index(k)]
 
     def chunk(self, uint64_t k):
-        """Header of the k-th readable chunk. RingError when the slot's number is not the expected."""
+        """Header of the k-th readable chunk. RingError when the memory was overwritten."""
         cdef SlotHeader* slot = slot_at(self.end.ring, self.slot_index(k))
         if slot.seq != self.end.tail + k + 1:
-            raise RingError(f"slot holds chunk {slot.seq}, expected {self.end.tail + k + 1}: memory "
-                            "was overwritten")
+            raise RingError(f"slot holds chunk {slot.seq}, expected {self.end.tail + k + 1}: "
+                            "memory was overwritten")
         return Chunk(slot.seq, slot.incarnation, slot.flags, slot.n_rows, slot.n_steps,
                      slot.policy_version, slot.t_commit_ns)
 

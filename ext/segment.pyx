@@ -1,9 +1,9 @@
 """One block of memory for a whole run: create, populate, hand over by descriptor, attach, view.
 
-The supervisor creates it and passes its descriptor to each child; it has no name, so nothing is left
-behind when the last process is gone, however it went. All pages are taken at creation, so too little
-memory is an error message at the start and never a SIGBUS an hour later. Zero bytes are a valid
-first state of every structure in it. Private segments (one process) work on every system.
+The supervisor creates it and passes its descriptor to each child; it has no name, so nothing is
+left behind when the last process is gone, however it went. All pages are taken at creation, so too
+little memory is an error message at the start and never a SIGBUS an hour later. Zero bytes are a
+valid first state of every structure in it. Private segments (one process) work on every system.
 """
 
 import errno
@@ -57,6 +57,20 @@ def _mib(nbytes):
     return f"{nbytes / 2**20:.1f} MiB"
 
 
+def _available():
+    """Bytes that can still be taken, by the system's and the container's own account."""
+    rooms = [1 << 62]
+    try:
+        with open("/proc/meminfo") as file:
+            rooms += [int(line.split()[1]) << 10 for line in file if line.startswith("MemAvail")]
+        with open("/sys/fs/cgroup/memory.max") as limit:
+            with open("/sys/fs/cgroup/memory.current") as used:
+                rooms.append(int(limit.read()) - int(used.read()))
+    except (OSError, ValueError):                # no such account, or "max": no limit
+        pass
+    return min(rooms)
+
+
 def _populate(memory, nbytes):
     """Take every page now. An old kernel (before 5.14) has no call for it: touch them instead."""
     try:
@@ -74,6 +88,10 @@ def _map_shared(nbytes):
                       f"{sys.platform}; serial mode works here")
     import fcntl
 
+    # A memfd has no limit of its own: past the memory's end the kernel kills instead of refusing.
+    if nbytes > _available():
+        raise OSError(errno.ENOMEM, f"cannot take {_mib(nbytes)} of shared memory: "
+                      f"{_mib(_available())} are free; fewer workers or smaller rings need less")
     fd = os.memfd_create("fdql", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.posix_fallocate(fd, 0, nbytes)
@@ -131,7 +149,7 @@ cdef class Segment:
 
     @staticmethod
     def attach(fd, layout_hash):
-        """Map the segment behind fd, which now belongs to this object. SegmentError if it differs."""
+        """Map the segment behind fd, which then belongs to this object."""
         cdef Segment self = Segment.__new__(Segment)
         nbytes = os.fstat(fd).st_size
         if nbytes < PAGE:

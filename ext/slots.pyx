@@ -1,8 +1,8 @@
 """Stage 8 of 8, `act`, and the way to stage 7: observations to the inference server, actions back.
 
-Rows lie [group][worker][env]: a worker writes its envs' observations where the server's batch already
-is, so with all workers of a group ready a forward needs no copy. A worker writes its own observation
-rows, the server writes action rows, and a number per slot hands them over (mailbox.pxd).
+Rows lie [group][worker][env]: a worker writes its envs' observations where the server's batch
+already is, so with all workers of a group ready a forward needs no copy. A worker writes its own
+observation rows, the server writes action rows, and a number per slot hands them over.
 A slot's id is group * workers + worker.
 """
 
@@ -18,7 +18,7 @@ OFFSETS = offsets_of(slots_fields, 15)
 
 
 class SlotError(RuntimeError):
-    """Bytes that are no slots, a second request before the first reply, a reply nobody asked for."""
+    """Bytes that are no slots, a request before the last reply, a reply nobody asked for."""
 
 
 cdef size_t _boxes_end(size_t slots) noexcept:
@@ -26,7 +26,7 @@ cdef size_t _boxes_end(size_t slots) noexcept:
 
 
 def slots_bytes(workers, groups, envs, obs_bytes, action_bytes):
-    """Bytes for workers x groups slots of `envs` rows. Row strides: obs a multiple of 64, action of 16."""
+    """Bytes for workers x groups slots of `envs` rows. Strides: multiples of 64 and of 16."""
     if min(workers, groups, envs, obs_bytes, action_bytes) < 1:
         raise ValueError(f"slots of workers {workers}, groups {groups}, envs {envs}, obs_bytes "
                          f"{obs_bytes}, action_bytes {action_bytes}: each must be at least 1")
@@ -172,7 +172,7 @@ cdef class SlotServer(_Slots):
 
     @property
     def actions(self):
-        """All rows, [group][worker][env]: writable bytes, groups x workers x envs x action_stride."""
+        """All rows, [group][worker][env]: writable, groups x workers x envs x action_stride."""
         return self.rows(self.actions_offset, self.action_stride, 0,
                          self.groups * self.workers * self.envs)
 
@@ -251,6 +251,6 @@ cdef class SlotServer(_Slots):
                 slot = <uint32_t>slots[i]
                 self.given[slot] = self.taken[slot]
                 mailbox_reply(&self.boxes[slot], self.taken[slot], policy_version)
-            fence_seq_cst()                     # SYNC reply-wake: pairs with the fence in mailbox_await
+            fence_seq_cst()                     # SYNC reply-wake: pairs with mailbox_await
             for i in range(n):
                 mailbox_wake(&self.boxes[slots[i]])

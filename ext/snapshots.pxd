@@ -1,9 +1,9 @@
 """The weights' protocol: one writer, R readers, K = R + 2 buffers, hazard pins.
 
 `latest` names the newest buffer and is the only commit. A reader pins a buffer in its own line and
-looks at `latest` again; the writer fills only a buffer that is neither the latest nor pinned. With R
-pins and one latest, K = R + 2 always leaves one: the writer never waits, and no reader ever sees a
-buffer change. A reader repeats only if a publication fell into the few ns of its handshake.
+looks at `latest` again; the writer fills only a buffer that is neither the latest nor pinned. With
+R pins and one latest, K = R + 2 always leaves one: the writer never waits, and no reader ever sees
+a buffer change. A reader repeats only if a publication fell into the few ns of its handshake.
 """
 
 from atomics cimport (TP, Field, atomic_u64, fence_seq_cst, load_acquire, load_relaxed,
@@ -52,7 +52,7 @@ cdef inline uint8_t* buffer_at(WeightsHeader* weights, uint64_t i) noexcept nogi
 
 
 cdef inline int free_buffer(WeightsHeader* weights) noexcept nogil:
-    """A buffer that nobody reads nor can begin to read. Writer only; -1 is impossible by counting."""
+    """A buffer that nobody reads nor can begin to read. Writer only; -1 cannot be, by counting."""
     cdef uint64_t latest = load_relaxed(&weights.latest) & 0xff  # ours
     cdef uint32_t reader
     cdef uint64_t b, buffers = <uint64_t>weights.readers + 2
@@ -78,7 +78,7 @@ cdef inline bint snapshot_publish(WeightsHeader* weights, const void* data,
     TP("weights.publish.before_copy")
     memcpy(buffer_at(weights, b), data, weights.nbytes)
     TP("weights.publish.before_latest")
-    store_release(&weights.latest, version << 8 | <uint64_t>b)  # SYNC weights: with snapshot_acquire
+    store_release(&weights.latest, version << 8 | <uint64_t>b)  # SYNC weights: snapshot_acquire
     return True
 
 
@@ -90,7 +90,7 @@ cdef inline uint64_t snapshot_acquire(WeightsHeader* weights, uint32_t reader) n
         # A release, for it also ends the reading of the buffer pinned before.
         store_release(pin, (latest & 0xff) + 1)  # SYNC pin-free: pairs with free_buffer
         TP("weights.acquire.pinned")
-        fence_seq_cst()                         # SYNC pin-handshake: pairs with the fence in free_buffer
+        fence_seq_cst()                         # SYNC pin-handshake: pairs with free_buffer
         again = load_acquire(&weights.latest)   # SYNC weights: pairs with snapshot_publish
         if again == latest:
             return latest

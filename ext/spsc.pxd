@@ -97,7 +97,7 @@ cdef inline void writer_attach(WriterEnd* w, RingHeader* ring, Bell* bell) noexc
     """Become the ring's writer. The predecessor, if any, is dead and reaped: nobody else writes."""
     w.ring, w.bell = ring, bell
     w.head = load_relaxed(&ring.head)           # ours now; the reaping ordered the predecessor's
-    w.tail_seen = load_acquire(&ring.tail)      # SYNC slot-free: pairs with the release in reader_release
+    w.tail_seen = load_acquire(&ring.tail)      # SYNC slot-free: pairs with reader_release
     w.steps = 0
     if w.head > 0:   # a predecessor may have died between head and committed_steps: head decides.
         # The last chunk's header stays: only chunk head - 1 + capacity would overwrite it.
@@ -130,7 +130,7 @@ cdef inline void writer_commit(WriterEnd* w, uint32_t n_rows, uint32_t n_steps,
     slot.policy_version = policy_version
     slot.t_commit_ns = now_ns()
     TP("ring.commit.before_head")
-    store_release(&w.ring.head, w.head + 1)     # SYNC slot-full: pairs with the acquire in reader_peek
+    store_release(&w.ring.head, w.head + 1)     # SYNC slot-full: pairs with reader_peek
     TP("ring.commit.before_steps")
     w.head += 1
     w.steps += n_steps
@@ -145,7 +145,7 @@ cdef inline void reader_attach(ReaderEnd* r, RingHeader* ring) noexcept nogil:
     """Become the ring's reader, at the first chunk that was not released: at least once."""
     r.ring = ring
     r.tail = load_relaxed(&ring.tail)           # ours
-    r.head_seen = load_acquire(&ring.head)      # SYNC slot-full: pairs with the release in writer_commit
+    r.head_seen = load_acquire(&ring.head)      # SYNC slot-full: pairs with writer_commit
     r.steps = load_relaxed(&ring.consumed_steps)            # ours
     if r.head_seen != r.tail:    # a predecessor may have died between consumed_steps and tail
         r.steps = slot_at(ring, r.tail).first_step
@@ -154,7 +154,7 @@ cdef inline void reader_attach(ReaderEnd* r, RingHeader* ring) noexcept nogil:
 
 cdef inline uint64_t reader_peek(ReaderEnd* r) noexcept nogil:
     """Chunks that can be read now."""
-    r.head_seen = load_acquire(&r.ring.head)    # SYNC slot-full: pairs with the release in writer_commit
+    r.head_seen = load_acquire(&r.ring.head)    # SYNC slot-full: pairs with writer_commit
     return r.head_seen - r.tail
 
 
@@ -166,5 +166,5 @@ cdef inline void reader_release(ReaderEnd* r, uint64_t n) noexcept nogil:
     store_relaxed(&r.ring.consumed_steps, r.steps)          # for accounting only
     TP("ring.release.before_tail")
     r.tail += n
-    store_release(&r.ring.tail, r.tail)         # SYNC slot-free: pairs with the acquire in writer_reserve
+    store_release(&r.ring.tail, r.tail)         # SYNC slot-free: pairs with writer_reserve
     bell_ring(&r.ring.not_full)

@@ -4,9 +4,10 @@
     OPENBLAS_NUM_THREADS=1 PYTHONPATH=$(echo /tmp/tsan/lib.*) \\
         LD_PRELOAD=$(gcc -print-file-name=libtsan.so) python tests/stress/ring_two_threads.py
 
-A correct ring gives no report. Built also with CFLAGS=-DFDQL_MUTANT_RELAXED, which turns release and
-acquire into relaxed, it must give several: else the run proves nothing. Threads and not processes,
-for the sanitizer sees one process; capacities 2 and 4, so that the ring is often full and empty.
+A correct ring gives no report. Built with CFLAGS=-DFDQL_MUTANT_RELAXED too, which turns release
+and acquire into relaxed, it must give several: else the run proves nothing. Threads and not
+processes, for the sanitizer sees one process; capacities 2 and 4, so that the ring is often full
+and empty.
 """
 
 import argparse

@@ -34,12 +34,15 @@ def run(versions: int, readers: int, nbytes: int) -> tuple[int, int]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--versions", type=int, default=5_000)
+    parser.add_argument("--versions", type=int, default=200_000)
     versions = parser.parse_args().versions
     wrong = 0
     for readers, nbytes in ((1, 64), (1, 4096), (3, 1024)):
         bad, acquired = run(versions, readers, nbytes)
-        print(f"weights {readers} readers {nbytes} B: {versions} versions, {acquired} read, {bad} wrong")
+        print(
+            f"weights {readers} readers {nbytes} B: "
+            f"{versions} versions, {acquired} read, {bad} wrong"
+        )
         wrong += bad
     return 1 if wrong else 0
 
