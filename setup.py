@@ -1,7 +1,9 @@
 """Compiles ext/*.pyx into fdql.shm; everything else about the package stands in pyproject.toml.
 
-Switches (environment): FDQL_NATIVE=1 adds -march=native; FDQL_SANITIZE=thread|address|undefined builds
-with that sanitizer; FDQL_KILL_POINTS=1 compiles the named kill points of atomics.hpp in (tests only).
+Switches (environment): FDQL_NATIVE=1 adds -march=native; FDQL_SANITIZE=thread|address|undefined
+builds
+with that sanitizer; FDQL_KILL_POINTS=1 compiles the named kill points of atomics.hpp in (tests
+only).
 """
 
 import os
@@ -16,8 +18,10 @@ if sys.platform != "win32":
     compiler = os.environ.get("CXX") or (sysconfig.get_config_var("CXX") or "c++").split()[0]
     if shutil.which(compiler) is None and shutil.which("c++") is None:
         sys.exit(
-            f"fdql compiles its shared-memory engine and found no C++ compiler ({compiler!r}). Install one and "
-            "repeat the command: Debian/Ubuntu 'apt-get install g++', Fedora 'dnf install gcc-c++', "
+            f"fdql compiles its shared-memory engine and found no C++ compiler ({compiler!r}). "
+            "Install one and "
+            "repeat the command: Debian/Ubuntu 'apt-get install g++', Fedora 'dnf install "
+            "gcc-c++', "
             "macOS 'xcode-select --install'. A wheel of fdql needs no compiler."
         )
 

@@ -1,4 +1,6 @@
-"""Environments for tests: ones that tell where they are, ones that misbehave, ones that are easy to solve."""
+"""Environments for tests: ones that tell where they are, ones that misbehave, ones that are easy to
+solve.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ Obs = np.ndarray[Any, np.dtype[np.float32]]
 
 
 class Counting(gym.Env[Obs, Any]):
-    """Observation (episode, step); reward = step; ends by itself every 7 steps, by time limit every other time.
+    """Observation (episode, step); reward = step; ends by itself every 7 steps, by time limit every
+    other time.
 
     Nothing about it can be confused: a transition that crosses a reset shows in its numbers.
     """
@@ -41,11 +44,15 @@ class Counting(gym.Env[Obs, Any]):
 
 
 class Steering(gym.Env[Obs, Any]):
-    """One step, one number: the reward is 1 - |action - obs|. Optimal return 0.9 and more within a minute."""
+    """One step, one number: the reward is 1 - |action - obs|. Optimal return 0.9 and more within a
+    minute.
+    """
 
     def __init__(self) -> None:
         self.observation_space = gym.spaces.Box(-1, 1, (1,), np.float32)
-        self.action_space = gym.spaces.Box(np.array([-3.0], np.float32), np.array([1.0], np.float32))
+        self.action_space = gym.spaces.Box(
+            np.array([-3.0], np.float32), np.array([1.0], np.float32)
+        )
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Obs, dict[str, Any]]:
         super().reset(seed=seed)

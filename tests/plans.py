@@ -31,5 +31,3 @@ def small_plan(env: str, run_dir: Path, **changes: Any) -> RunPlan:
     spec = describe(env, probe)
     probe.close()
     return RunPlan(config=config, env=spec, run_dir=str(run_dir))
-
-

@@ -1,4 +1,6 @@
-"""What the structure promises: layers, light processes, no word of unsafe loading, no stray long files."""
+"""What the structure promises: layers, light processes, no word of unsafe loading, no stray long
+files.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,12 @@ LONG = {"engine/fdql/config.py": "docs/adr/0006-one-configuration-module.md"}
 
 
 def test_layers():
-    command = [sys.executable, "-c", "from importlinter.cli import lint_imports_command as c; c()", "--no-cache"]
+    command = [
+        sys.executable,
+        "-c",
+        "from importlinter.cli import lint_imports_command as c; c()",
+        "--no-cache",
+    ]
     out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert out.returncode == 0, out.stdout
 
@@ -46,7 +53,11 @@ def test_nothing_is_ever_unpickled_or_evaluated():
 
 
 def test_files_are_short_or_argued_for():
-    for file in [*PACKAGE.rglob("*.py"), *(ROOT / "ext").glob("*.p*"), *(ROOT / "ext").glob("*.hpp")]:
+    for file in [
+        *PACKAGE.rglob("*.py"),
+        *(ROOT / "ext").glob("*.p*"),
+        *(ROOT / "ext").glob("*.hpp"),
+    ]:
         name = file.relative_to(ROOT).as_posix()
         lines = len(file.read_text().splitlines())
         if lines > 300:

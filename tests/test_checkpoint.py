@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from fdql import checkpoint
 from fdql.checkpoint import (
     CheckpointError,
@@ -83,7 +82,9 @@ def test_every_mutation_is_noticed_or_harmless(tmp_path: Path):
         file.write_bytes(bytes(data))
         try:
             arrays, _ = load_checkpoint(tmp_path / "c")
-            assert {k: v.tobytes() for k, v in arrays.items()} == {k: v.tobytes() for k, v in ARRAYS.items()}
+            assert {k: v.tobytes() for k, v in arrays.items()} == {
+                k: v.tobytes() for k, v in ARRAYS.items()
+            }
         except CheckpointError:
             noticed += 1
         file.write_bytes(originals[file])

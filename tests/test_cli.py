@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from fdql.cli import main
 
 ROOT = Path(__file__).parent.parent
@@ -16,7 +15,11 @@ ROOT = Path(__file__).parent.parent
 def run(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     """A command of its own, from another folder than the checkout."""
     return subprocess.run(
-        [sys.executable, "-m", "fdql.cli", *words], cwd=cwd, capture_output=True, text=True, timeout=120
+        [sys.executable, "-m", "fdql.cli", *words],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
 
 
@@ -25,7 +28,9 @@ def test_help_needs_nothing_heavy(tmp_path: Path):
         "import sys; from fdql.cli import main; main(['--help']); "
         "print([m for m in ('torch', 'numba', 'numpy', 'gymnasium', 'tyro') if m in sys.modules])"
     )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True)
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True
+    )
     assert out.stdout.startswith("usage: fdql")
     assert out.stdout.endswith("[]\n")
 

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import pytest
 import tomli_w
-from hypothesis import given
-from hypothesis import strategies as st
-
 from fdql.config import Config, ConfigError, EngineConfig, EvalConfig, ReplayConfig, SacConfig
 from fdql.config_file import from_dict, load_toml, to_dict
 from fdql.machine import allowed_cores, resolve
+from hypothesis import given
+from hypothesis import strategies as st
 
 
 @given(
@@ -78,14 +77,19 @@ def test_an_impossible_value_names_setting_value_and_rule(make, says):
 def test_resolve_fills_what_the_machine_decides():
     # 8 cores: trainer and inference take two, the other six step environments
     config = resolve(Config(), cores=8)
-    assert (config.workers, config.envs_per_worker, config.learner, config.device) == (6, 8, "compiled", "cpu")
+    assert (config.workers, config.envs_per_worker, config.learner, config.device) == (
+        6,
+        8,
+        "compiled",
+        "cpu",
+    )
     assert resolve(Config(), cores=1).workers == 1
     assert resolve(Config(device="cuda"), cores=2).learner == "torch"
     assert resolve(Config(serial=True, workers=4), cores=8).workers == 1
 
 
 def test_more_workers_than_the_machine_allows_are_refused():
-    with pytest.raises(ConfigError, match="workers = 33: at most 16 per core.*32 works"):
+    with pytest.raises(ConfigError, match=r"workers = 33: at most 16 per core.*32 works"):
         resolve(Config(workers=33), cores=2)
 
 

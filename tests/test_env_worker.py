@@ -1,4 +1,6 @@
-"""Stages 1 and 2: what a worker writes, row by row; nothing crosses a reset; bad values stop at the door."""
+"""Stages 1 and 2: what a worker writes, row by row; nothing crosses a reset; bad values stop at the
+door.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from fdql.config import BadValueError
 from fdql.proc.env_worker import EnvWorker, env_seed
 from fdql.proc.memory import RunMemory
@@ -45,7 +46,16 @@ class Driven:
             v, n = self.memory.plan.chunk.views(self.ring.payload(0)), self.ring.chunk(0).n_rows
             for i in range(n):
                 action = np.atleast_1d(v.action[i]).tolist()
-                self.rows.append((int(v.lane[i]), int(v.flags[i]), float(v.reward[i]), v.obs[i].tolist(), action, int(v.version[i])))  # fmt: skip
+                self.rows.append(
+                    (
+                        int(v.lane[i]),
+                        int(v.flags[i]),
+                        float(v.reward[i]),
+                        v.obs[i].tolist(),
+                        action,
+                        int(v.version[i]),
+                    )
+                )
             self.ring.release(1)
 
 
@@ -64,7 +74,8 @@ def test_rows_of_a_lane_tell_its_story(own_environments, tmp_path):
         d.drain()
         for lane in range(4):
             rows = [r for r in d.rows if r[0] == lane]
-            # 16 steps: episode 0 (7 steps, terminated), episode 1 (7, truncated), 2 of episode 2, and a
+            # 16 steps: episode 0 (7 steps, terminated), episode 1 (7, truncated), 2 of episode 2,
+            # and a
             # boundary row after each end
             assert len(rows) == 18
             expected = []
@@ -97,7 +108,9 @@ def test_a_full_ring_holds_the_worker_and_loses_nothing(own_environments, tmp_pa
     from fdql.config import EngineConfig
 
     engine = EngineConfig(ring_chunks=2, chunk_rows=16, commit_rows=4)
-    memory = RunMemory.create(small_plan("own_envs:Counting", tmp_path, engine=engine), shared=False)
+    memory = RunMemory.create(
+        small_plan("own_envs:Counting", tmp_path, engine=engine), shared=False
+    )
     d = Driven(memory)
     for _ in range(3):
         if d.ring.peek() == 2:
@@ -117,10 +130,14 @@ def test_a_full_ring_holds_the_worker_and_loses_nothing(own_environments, tmp_pa
 )
 def test_a_bad_value_names_environment_seed_and_step(own_environments, tmp_path, env, what):
     with driven(f"own_envs:{env}", tmp_path) as d:
-        with pytest.raises(BadValueError) as caught:
+
+        def step_often() -> None:
             for _ in range(400):
                 d.step()
                 d.drain()
+
+        with pytest.raises(BadValueError) as caught:
+            step_often()
         text = str(caught.value)
         assert what in text
         assert f"own_envs:{env}" in text

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
 from fdql.config import ConfigError
 from fdql.envs import ActionScale, EnvSpec, describe, make_env
 
@@ -73,7 +72,16 @@ def test_actions_reach_the_bounds_of_the_box(own_environments):
 
 def test_discrete_actions_start_where_the_space_starts():
     spec = EnvSpec(
-        env="x", obs_dim=1, obs_shape=(1,), discrete=True, action_dim=3, action_shape=(), action_start=5,
-        low=(), high=(), return_threshold=None, eval_episodes=20,
-    )  # fmt: skip
+        env="x",
+        obs_dim=1,
+        obs_shape=(1,),
+        discrete=True,
+        action_dim=3,
+        action_shape=(),
+        action_start=5,
+        low=(),
+        high=(),
+        return_threshold=None,
+        eval_episodes=20,
+    )
     assert list(ActionScale(spec)(np.arange(3, dtype=np.int32))) == [5, 6, 7]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import random
 
 import pytest
-
 from fdql.config import Config, EngineConfig, ExploreConfig
 from fdql.proc.governor import Governor
 
 
 def test_values_by_hand():
-    # 32 samples per insert, batch 256: one update per 8 steps; warm-up 1000 steps = 125 updates at once
+    # 32 samples per insert, batch 256: one update per 8 steps; warm-up 1000 steps = 125 updates at
+    # once
     governor = Governor(Config(ratio=32.0))
     assert [governor.due(n) for n in (0, 999, 1000, 1007, 1008)] == [0, 0, 125, 125, 126]
     # 16 updates ahead: 0 updates allow the warm-up, 125 updates allow (125 + 16) * 8 = 1128 steps
@@ -45,11 +45,15 @@ def test_free_running_is_never_held():
 
 @pytest.mark.parametrize("seed", range(20))
 def test_the_ratio_stays_in_its_band_whatever_stalls(seed):
-    """Either side stalls at random; once past the warm-up the ratio never leaves the band, nobody starves."""
+    """Either side stalls at random; once past the warm-up the ratio never leaves the band, nobody
+    starves.
+    """
     rng = random.Random(seed)
     ratio = rng.choice([1.0, 8.0, 31.7, 32.0, 256.0])
     engine = EngineConfig(ahead_updates=rng.choice([1, 16]))
-    config = Config(ratio=ratio, engine=engine, explore=ExploreConfig(warmup_steps=rng.choice([1, 1000])))
+    config = Config(
+        ratio=ratio, engine=engine, explore=ExploreConfig(warmup_steps=rng.choice([1, 1000]))
+    )
     governor = Governor(config)
     steps = updates = 0
     for _ in range(20_000):
@@ -62,4 +66,6 @@ def test_the_ratio_stays_in_its_band_whatever_stalls(seed):
     assert steps > 500 or ratio == 256.0
     assert updates > 100
     per_update = 256 / ratio
-    assert abs(steps - updates * per_update) <= max(1000, (engine.ahead_updates + 1) * per_update + 8)
+    assert abs(steps - updates * per_update) <= max(
+        1000, (engine.ahead_updates + 1) * per_update + 8
+    )

@@ -1,4 +1,6 @@
-"""Serial mode: bit-equal for a seed, and it learns; the same threshold a broken learner does not reach."""
+"""Serial mode: bit-equal for a seed, and it learns; the same threshold a broken learner does not
+reach.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from fdql import evaluate, load
 from fdql.checkpoint import load_checkpoint
 from fdql.config import Config, ConfigError, SacConfig
@@ -55,7 +56,9 @@ def test_counts_are_exact(own_environments, tmp_path):
 
 
 def test_cartpole_is_learned(tmp_path):
-    """Random: 22; a learner whose gradients are zero stays below 130; this asks for 400 within 12,000 steps."""
+    """Random: 22; a learner whose gradients are zero stays below 130; this asks for 400 within
+    12,000 steps.
+    """
     config = Config(env="CartPole-v1", stop_at_return=400.0, total_timesteps=12_000)
     s = run(tmp_path / "r", config)
     assert s["exit_reason"] == "solved"
@@ -63,7 +66,9 @@ def test_cartpole_is_learned(tmp_path):
 
 
 def test_pendulum_is_learned(tmp_path):
-    """Random: -1208, standing still at the bottom about -1000; this asks for -300 within 15,000 steps."""
+    """Random: -1208, standing still at the bottom about -1000; this asks for -300 within 15,000
+    steps.
+    """
     config = Config(env="Pendulum-v1", stop_at_return=-300.0, total_timesteps=15_000)
     s = run(tmp_path / "r", config)
     assert s["exit_reason"] == "solved"

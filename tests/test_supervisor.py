@@ -1,4 +1,6 @@
-"""The whole pipeline, asynchronous, on small environments: it learns, ends in order, survives crashes."""
+"""The whole pipeline, asynchronous, on small environments: it learns, ends in order, survives
+crashes.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,6 @@ from typing import Any
 
 import psutil
 import pytest
-
 from fdql.config import EngineConfig
 from fdql.supervisor import train
 from plans import small_config
@@ -40,9 +41,17 @@ def test_a_run_to_its_last_step(own_environments, tmp_path):
     assert s["eval_episodes"] == 4
     assert s["eval_return_mean"] == 28.0  # 1 + 2 + ... + 7, whatever the policy does
     assert s["worker_restarts"] == 0
-    assert {"step", "ring", "ingest", "sample", "update", "publish", "infer", "act"} <= set(s["stages_us"])
+    assert {"step", "ring", "ingest", "sample", "update", "publish", "infer", "act"} <= set(
+        s["stages_us"]
+    )
     folder = tmp_path / "run"
-    for name in ("config.toml", "progress.csv", "log.txt", "policy.safetensors", "best/policy.safetensors"):
+    for name in (
+        "config.toml",
+        "progress.csv",
+        "log.txt",
+        "policy.safetensors",
+        "best/policy.safetensors",
+    ):
         assert (folder / name).is_file(), name
     assert json.loads((folder / "summary.json").read_text())["format"] == 1
     assert len(list((folder / "checkpoints").iterdir())) == 1
@@ -51,9 +60,15 @@ def test_a_run_to_its_last_step(own_environments, tmp_path):
 
 
 def test_it_learns_and_stops_when_solved(own_environments, tmp_path):
-    # a random policy's return is about -10 per episode, one that ignores the observation gets at most 5
+    # a random policy's return is about -10 per episode, one that ignores the observation gets at
+    # most 5
     result = go(
-        tmp_path, "own_envs:Steering", stop_at_return=8.5, total_timesteps=20_000, envs_per_worker=8, workers=2
+        tmp_path,
+        "own_envs:Steering",
+        stop_at_return=8.5,
+        total_timesteps=20_000,
+        envs_per_worker=8,
+        workers=2,
     )
     assert result.exit_reason == "solved"
     first = result.summary["first_time_at_stop_return"]
@@ -113,7 +128,12 @@ def start(tmp_path: Path, *words: str) -> subprocess.Popen[str]:
     """The command in its own session, as a user starts it; returns once steps were stored."""
     command = [sys.executable, str(ROOT / "main.py"), "--run-dir", str(tmp_path / "run"), *words]
     process = subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        command,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
     )
     deadline = time.monotonic() + 100
     while time.monotonic() < deadline:
@@ -178,7 +198,9 @@ def test_a_killed_supervisor_takes_everything_with_it(tmp_path):
 
 def test_a_killed_worker_is_replaced(tmp_path):
     process = start(tmp_path, *LONG)
-    (worker,) = [p for p in psutil.Process(process.pid).children() if "fdql.proc.env_worker" in p.cmdline()]
+    (worker,) = [
+        p for p in psutil.Process(process.pid).children() if "fdql.proc.env_worker" in p.cmdline()
+    ]
     worker.kill()
     deadline = time.monotonic() + 30
     while not any(r["engine/restarts"] == 1 for r in rows(tmp_path / "run")):
@@ -198,7 +220,9 @@ def test_children_have_their_thread_caps(tmp_path):
     process = start(tmp_path, *LONG)
     for child in psutil.Process(process.pid).children():
         env = child.environ()
-        assert env["OMP_NUM_THREADS"] == env["OPENBLAS_NUM_THREADS"] == env["NUMBA_NUM_THREADS"] == "1"
+        assert (
+            env["OMP_NUM_THREADS"] == env["OPENBLAS_NUM_THREADS"] == env["NUMBA_NUM_THREADS"] == "1"
+        )
         # main thread, and in the trainer the loader; a thread pool of a library would show here
         assert child.num_threads() <= 2
     process.send_signal(signal.SIGINT)

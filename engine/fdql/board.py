@@ -47,7 +47,8 @@ class Board:
             self._last_line = time.monotonic()
             self.console.print(
                 f"{row['time/time_elapsed']:7.1f} s {row['time/total_timesteps']:>9,} steps  "
-                f"{row['train/n_updates']:>7,} updates  return {_number(row.get('rollout/ep_rew_mean'))}  "
+                f"{row['train/n_updates']:>7,} updates  return "
+                f"{_number(row.get('rollout/ep_rew_mean'))}  "
                 f"evaluation {_number(row.get('eval/mean_reward'))}  "
                 f"samples/insert {_number(row.get('train/samples_per_insert'), '.2f')}",
                 soft_wrap=True,
@@ -58,20 +59,25 @@ class Board:
         table = Table.grid(padding=(0, 3), expand=True)
         for _ in range(4):
             table.add_column(justify="left")
+
+        def of(key: str, form: str = ",.1f") -> str:
+            return _number(row.get(key), form)
+
+        lag = of("engine/policy_lag_p50", ".0f"), of("engine/policy_lag_p99", ".0f")
         cells = [
             ("time", f"{row['time/time_elapsed']:,.1f} s"),
-            ("steps", f"{row['time/total_timesteps']:,} ({_number(row['time/fps'], ',.0f')}/s)"),
-            ("updates", f"{row['train/n_updates']:,} ({_number(row.get('train/updates_per_second'), ',.0f')}/s)"),
+            ("steps", f"{row['time/total_timesteps']:,} ({of('time/fps', ',.0f')}/s)"),
+            ("updates", f"{row['train/n_updates']:,} ({of('train/updates_per_second', ',.0f')}/s)"),
             ("restarts", str(row.get("engine/restarts", 0))),
-            ("training return", _number(row.get("rollout/ep_rew_mean"))),
-            ("evaluation", f"{_number(row.get('eval/mean_reward'))} +- {_number(row.get('eval/std_reward'))}"),
-            ("episode length", _number(row.get("rollout/ep_len_mean"), ",.0f")),
+            ("training return", of("rollout/ep_rew_mean")),
+            ("evaluation", f"{of('eval/mean_reward')} +- {of('eval/std_reward')}"),
+            ("episode length", of("rollout/ep_len_mean", ",.0f")),
             ("replay", f"{row.get('replay/size', 0):,}"),
-            ("samples/insert", _number(row.get("train/samples_per_insert"), ".2f")),
-            ("trainer busy", _number(row.get("engine/duty_cycle"), ".0%")),
-            ("policy lag", f"{_number(row.get('engine/policy_lag_p50'), '.0f')} / {_number(row.get('engine/policy_lag_p99'), '.0f')}"),
-            ("temperature", _number(row.get("train/ent_coef"), ".5f")),
-        ]  # fmt: skip
+            ("samples/insert", of("train/samples_per_insert", ".2f")),
+            ("trainer busy", of("engine/duty_cycle", ".0%")),
+            ("policy lag", " / ".join(lag)),
+            ("temperature", of("train/ent_coef", ".5f")),
+        ]
         for i in range(0, len(cells), 4):
             table.add_row(
                 *(Text.assemble((f"{k}  ", "dim"), (v, "bold")) for k, v in cells[i : i + 4])

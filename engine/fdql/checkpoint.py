@@ -1,7 +1,10 @@
-"""Arrays to files and back, atomically, checked. Knows nobody; never unpickles, never evaluates text.
+"""Arrays to files and back, atomically, checked. Knows nobody; never unpickles, never evaluates
+text.
 
-A file or folder appears under its name complete or not at all: it is written beside it under a temporary
-name, flushed to the disk, then renamed. A checkpoint is a folder of safetensors and a manifest with the
+A file or folder appears under its name complete or not at all: it is written beside it under a
+temporary
+name, flushed to the disk, then renamed. A checkpoint is a folder of safetensors and a manifest with
+the
 size and SHA-256 of every file.
 """
 
@@ -26,7 +29,7 @@ Arrays = Mapping[str, NDArray[Any]]
 
 
 class CheckpointError(RuntimeError):
-    """A file that is missing, damaged or of another format. The message names it and what is wrong."""
+    """A file that is missing, damaged or of another format: which, and what is wrong."""
 
 
 def _sync(path: Path) -> None:
@@ -38,7 +41,7 @@ def _sync(path: Path) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file atomically: it holds the old content or all of `data`, whenever the power fails."""
+    """Write a file atomically: it holds its old content or all of `data`."""
     fd, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(fd, "wb") as file:
@@ -81,7 +84,9 @@ def load_tensors(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
 
 
 def save_checkpoint(folder: Path, arrays: Arrays, facts: Mapping[str, Any]) -> None:
-    """Write a checkpoint folder atomically. Raises FileExistsError when the folder is there already."""
+    """Write a checkpoint folder atomically. Raises FileExistsError when the folder is there
+    already.
+    """
     if folder.exists():
         raise FileExistsError(f"{folder} exists; checkpoints are never overwritten")
     folder.parent.mkdir(parents=True, exist_ok=True)

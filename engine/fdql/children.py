@@ -1,7 +1,8 @@
 """Child processes of a run: start, watch by pidfd, read their events and output, reap, restart.
 
 Started with their own launcher line, not by multiprocessing: exactly the descriptors named here are
-inherited, thread caps are in the environment before numpy is imported, no helper process is left behind.
+inherited, thread caps are in the environment before numpy is imported, no helper process is left
+behind.
 """
 
 from __future__ import annotations
@@ -115,7 +116,9 @@ class Child:
                 yield line.decode("utf-8", "replace")
 
     def read_events(self) -> list[dict[str, Any]]:
-        """Events sent since the last call. A line that is none is passed over (only our code writes here)."""
+        """Events sent since the last call. A line that is none is passed over (only our code writes
+        here).
+        """
         events = []
         for line in self._read(self.events_fd):
             event = json.loads(line)

@@ -1,4 +1,6 @@
-"""The command line: `fdql train`, `fdql eval`; every setting is a flag, generated from the config's types."""
+"""The command line: `fdql train`, `fdql eval`; every setting is a flag, generated from the config's
+types.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +12,11 @@ from fdql.config import Config, ConfigError
 from fdql.config_file import load_toml
 
 VERBS = ("train", "eval")
-USAGE = """usage: fdql [train] [--env ID] [--seed N] [...]   train; every setting is a flag: fdql train --help
-       fdql eval RUN [--episodes N] [...]        play greedy episodes with a trained policy
+USAGE = """usage: fdql [train] [--env ID] [--seed N] [...]   train; all settings: fdql train --help
+       fdql eval RUN [--episodes N] [...]         play greedy episodes with a trained policy
 
-python main.py is the same command. An environment is a Gymnasium id (CartPole-v1) or module:factory.
+python main.py is the same command. An environment is a Gymnasium id (CartPole-v1) or
+module:factory.
 """
 
 
@@ -56,7 +59,8 @@ def _unbuilt(error: ImportError) -> str:
     if (error.name or "").startswith("fdql.shm"):
         return (
             f"the compiled part {error.name} is missing: this checkout was not built. Run\n"
-            '  pip install -c constraints.txt -e ".[envs]"\nin it (a C++ compiler is needed), or install a wheel'
+            '  pip install -c constraints.txt -e ".[envs]"\n'
+            "in it (a C++ compiler is needed), or install a wheel"
         )
     return f"{error}; pip install -c constraints.txt -e . installs what fdql needs"
 
@@ -79,7 +83,7 @@ def _train(words: list[str]) -> int:
     default = _take_config_file(words)
     config = tyro.cli(
         Config, args=words, default=default, prog="fdql train",
-        description="Train SAC on an environment. --config FILE reads settings from TOML; flags beat the file.",
+        description="Train SAC. --config FILE reads settings from TOML; flags beat the file.",
     )  # fmt: skip
     from fdql.supervisor import train
 
@@ -113,7 +117,8 @@ def _eval(words: list[str]) -> int:
     result = evaluate(load(run, which), env, episodes, seed)
     print(
         f"{result.mean:.1f} +- {result.std:.1f} over {episodes} episodes "
-        f"(min {result.returns.min():.1f}, max {result.returns.max():.1f}, mean length {result.lengths.mean():.0f})"
+        f"(min {result.returns.min():.1f}, max {result.returns.max():.1f}, mean length "
+        f"{result.lengths.mean():.0f})"
     )
     return 0
 

@@ -1,4 +1,5 @@
-"""The configuration: frozen, typed, checked. Every field is a flag; unit and source stand beside the number.
+"""The configuration: frozen, typed, checked. Every field is a flag; unit and source stand beside
+the number.
 
 Imports nothing of fdql and nothing heavy, so that `fdql --help` is quick.
 """
@@ -11,7 +12,9 @@ from typing import Literal
 
 
 class ConfigError(ValueError):
-    """A setting that cannot work. The message names the setting, its value, the rule and a value that works."""
+    """A setting that cannot work. The message names the setting, its value, the rule and a value
+    that works.
+    """
 
 
 class BadValueError(ValueError):
@@ -78,7 +81,16 @@ class SacConfig:
         for key in ("critic_width", "actor_width"):
             value = getattr(self, key)
             _require(8 <= value <= 4096, f"sac.{key}", value, "must be in 8..4096", 128)
-        for key in ("learning_rate", "temperature_learning_rate", "gradient_clip", "v_max", "sigma_bins", "init_temperature", "min_temperature", "target_std"):  # fmt: skip
+        for key in (
+            "learning_rate",
+            "temperature_learning_rate",
+            "gradient_clip",
+            "v_max",
+            "sigma_bins",
+            "init_temperature",
+            "min_temperature",
+            "target_std",
+        ):
             value = getattr(self, key)
             default = type(self).__dataclass_fields__[key].default
             _require(
@@ -113,7 +125,8 @@ class ReplayConfig:
     n_step: int = 3
     """Rewards summed before the bootstrap."""
     priority_exponent: float = 0.4
-    """Priority = max(|error| / bin width, 1) ** exponent (LAP, Fujimoto 2020); 0 samples uniformly."""
+    """Priority = max(|error| / bin width, 1) ** exponent (LAP, Fujimoto 2020); 0 samples uniformly.
+    """
     staged_batches: int = 3
     """Batches kept ready for the update."""
 
@@ -127,7 +140,13 @@ class ReplayConfig:
                 1_000_000,
             )
         _require(1 <= self.n_step <= 32, "replay.n_step", self.n_step, "must be in 1..32", 3)
-        _require(0 <= self.priority_exponent <= 1, "replay.priority_exponent", self.priority_exponent, "must be in [0, 1]", 0.4)  # fmt: skip
+        _require(
+            0 <= self.priority_exponent <= 1,
+            "replay.priority_exponent",
+            self.priority_exponent,
+            "must be in [0, 1]",
+            0.4,
+        )
         _require(
             1 <= self.staged_batches <= 16,
             "replay.staged_batches",
@@ -142,7 +161,9 @@ class ExploreConfig:
     """How actions are chosen while training."""
 
     warmup_steps: int = 1000
-    """Environment steps of uniform, held actions before the policy acts; their updates are made at once."""
+    """Environment steps of uniform, held actions before the policy acts; their updates are made at
+    once.
+    """
     explorer_share: float = 0.25
     """Share of the environments that explore harder than the policy."""
     explorer_std_factor: float = 3.0
@@ -152,7 +173,9 @@ class ExploreConfig:
     explorer_epsilon: float = 0.1
     """Explorers (discrete): chance per step to start a held uniform action."""
     hold_exponent: float = 2.0
-    """Held noise lasts k steps with probability ~ k ** -exponent (epsilon-z-greedy, Dabney 2021) ..."""
+    """Held noise lasts k steps with probability ~ k ** -exponent (epsilon-z-greedy, Dabney 2021)
+    ...
+    """
     hold_longest: int = 64
     """... and k at most this."""
 
@@ -217,7 +240,13 @@ class EngineConfig:
             "must be in 16..4096",
             256,
         )
-        _require(1 <= self.commit_rows <= self.chunk_rows, "engine.commit_rows", self.commit_rows, f"must be in 1..chunk_rows ({self.chunk_rows})", min(64, self.chunk_rows))  # fmt: skip
+        _require(
+            1 <= self.commit_rows <= self.chunk_rows,
+            "engine.commit_rows",
+            self.commit_rows,
+            f"must be in 1..chunk_rows ({self.chunk_rows})",
+            min(64, self.chunk_rows),
+        )
         _require(
             0 < self.commit_ms <= 10_000,
             "engine.commit_ms",
@@ -226,7 +255,13 @@ class EngineConfig:
             20.0,
         )
         power = self.ring_chunks & (self.ring_chunks - 1) == 0
-        _require(power and 2 <= self.ring_chunks <= 1024, "engine.ring_chunks", self.ring_chunks, "must be a power of two in 2..1024", 16)  # fmt: skip
+        _require(
+            power and 2 <= self.ring_chunks <= 1024,
+            "engine.ring_chunks",
+            self.ring_chunks,
+            "must be a power of two in 2..1024",
+            16,
+        )
         _require(
             self.publish_updates >= 1,
             "engine.publish_updates",
@@ -256,19 +291,29 @@ class EngineConfig:
             "must be positive",
             600.0,
         )
-        _require(self.heartbeat_timeout >= 1, "engine.heartbeat_timeout", self.heartbeat_timeout, "must be at least 1", 120.0)  # fmt: skip
+        _require(
+            self.heartbeat_timeout >= 1,
+            "engine.heartbeat_timeout",
+            self.heartbeat_timeout,
+            "must be at least 1",
+            120.0,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvalConfig:
-    """Evaluation while training: greedy episodes on a published policy, in a process of their own."""
+    """Evaluation while training: greedy episodes on a published policy."""
 
     episodes: int | None = None
-    """Episodes per evaluation; None: 20, or what the environment's line asks for (Pendulum-v1: 100)."""
+    """Episodes per evaluation; None: 20, or what the environment's line asks for (Pendulum-v1:
+    100).
+    """
     every_steps: int = 1000
     """Environment steps between two evaluations, at least."""
     share: float = 0.3
-    """Largest share of the wall time that evaluation takes (of its own process; not in serial mode)."""
+    """Largest share of the wall time that evaluation takes (of its own process; not in serial
+    mode).
+    """
     longest_episode: int = 27_000
     """Steps after which an evaluation episode that does not end is cut."""
 
@@ -309,7 +354,9 @@ class Config:
     serial: bool = False
     """One process, in lockstep, bit-reproducible for a seed."""
     workers: int | None = None
-    """Environment processes; None: one per core beyond the two of trainer and inference, at least 1."""
+    """Environment processes; None: one per core beyond the two of trainer and inference, at least
+    1.
+    """
     envs_per_worker: int | None = None
     """Environments in each worker; None: 8."""
     ratio: float | Literal["free"] = 32.0
@@ -337,9 +384,21 @@ class Config:
             1_000_000,
         )
         if self.ratio != "free":
-            _require(isinstance(self.ratio, float | int) and 0 < self.ratio <= 4096, "ratio", self.ratio, "must be in (0, 4096] or 'free'", 32.0)  # fmt: skip
+            _require(
+                isinstance(self.ratio, float | int) and 0 < self.ratio <= 4096,
+                "ratio",
+                self.ratio,
+                "must be in (0, 4096] or 'free'",
+                32.0,
+            )
         if isinstance(self.stop_at_return, float | int):
-            _require(math.isfinite(self.stop_at_return), "stop_at_return", self.stop_at_return, "must be finite, 'auto' or 'never'", "auto")  # fmt: skip
+            _require(
+                math.isfinite(self.stop_at_return),
+                "stop_at_return",
+                self.stop_at_return,
+                "must be finite, 'auto' or 'never'",
+                "auto",
+            )
         if self.workers is not None:
             _require(self.workers >= 1, "workers", self.workers, "must be at least 1", 1)
         if self.envs_per_worker is not None:
@@ -354,7 +413,13 @@ class Config:
                 4 * groups,
             )
             rows = 2 * self.envs_per_worker // groups
-            _require(rows <= self.engine.chunk_rows, "engine.chunk_rows", self.engine.chunk_rows, f"must hold one step of a group twice ({rows} rows)", rows)  # fmt: skip
+            _require(
+                rows <= self.engine.chunk_rows,
+                "engine.chunk_rows",
+                self.engine.chunk_rows,
+                f"must hold one step of a group twice ({rows} rows)",
+                rows,
+            )
         if self.device == "cuda" and self.learner == "compiled":
             raise ConfigError(
                 "learner = 'compiled' runs on the CPU only, device = 'cuda' needs learner = 'torch'"

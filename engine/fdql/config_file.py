@@ -1,4 +1,6 @@
-"""The configuration as a nested dict and as TOML, strictly: unknown keys and wrong types are errors."""
+"""The configuration as a nested dict and as TOML, strictly: unknown keys and wrong types are
+errors.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def from_dict(values: dict[str, Any], *, kind: type[Any] = Config, prefix: str = "") -> Any:
-    """The strict inverse of to_dict. Raises ConfigError for an unknown key or a value of another type."""
+    """The strict inverse of to_dict. Raises ConfigError for an unknown key or a value of another
+    type.
+    """
     hints = get_type_hints(kind)
     known = {f.name for f in fields(kind)}
     out: dict[str, Any] = {}
@@ -62,7 +66,9 @@ def _checked(value: Any, hint: Any, key: str) -> Any:
 
 
 def load_toml(path: Path) -> Config:
-    """Read a config file. Raises ConfigError naming the file for anything that is not a valid config."""
+    """Read a config file. Raises ConfigError naming the file for anything that is not a valid
+    config.
+    """
     try:
         config = from_dict(tomllib.loads(path.read_text()))
     except FileNotFoundError:

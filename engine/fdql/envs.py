@@ -1,6 +1,8 @@
-"""Environment id or factory -> environment, and the facts about its spaces. Imports neither torch nor numba.
+"""Environment id or factory -> environment, and the facts about its spaces. Imports neither torch
+nor numba.
 
-Stage 1 of 8, `step`: workers and the evaluator step what `make_env` returns; the spaces are checked once,
+Stage 1 of 8, `step`: workers and the evaluator step what `make_env` returns; the spaces are checked
+once,
 at the start, by `describe`.
 """
 
@@ -77,7 +79,9 @@ class EnvSpec:
 
 
 class ActionScale:
-    """From the policy's actions to the environment's: [-1, 1] onto the Box, or indices onto the Discrete."""
+    """From the policy's actions to the environment's: [-1, 1] onto the Box, or indices onto the
+    Discrete.
+    """
 
     def __init__(self, spec: EnvSpec) -> None:
         self._spec = spec
@@ -85,7 +89,9 @@ class ActionScale:
         self._half = (np.asarray(spec.high, dtype=np.float64) - self._low) / 2
 
     def __call__(self, actions: NDArray[Any]) -> Sequence[Any]:
-        """Many actions at once: (n, A) float32 in [-1, 1] or (n,) int32; returns what env.step takes, n times."""
+        """Many actions at once: (n, A) float32 in [-1, 1] or (n,) int32; returns what env.step
+        takes, n times.
+        """
         if self._spec.discrete:
             return [int(a) for a in (actions + self._spec.action_start).tolist()]
         # In float64, so that -1 and 1 hit the float32 bounds exactly and never step over them.
@@ -101,7 +107,8 @@ def is_factory(env: str) -> bool:
 def make_env(env: str) -> Env:
     """Make the environment named by a Gymnasium id or by `module:factory`.
 
-    Raises ConfigError: unknown id (with near ones), missing extra (with the command), a factory that
+    Raises ConfigError: unknown id (with near ones), missing extra (with the command), a factory
+    that
     cannot be imported or does not return an environment.
     """
     if is_factory(env):
@@ -137,7 +144,8 @@ def _from_factory(env: str, module_name: str, factory: str) -> Env:
         target: Any = importlib.import_module(module_name)
     except ImportError as error:
         raise ConfigError(
-            f"env = {env!r}: cannot import module {module_name!r} ({error}); it is looked for on the "
+            f"env = {env!r}: cannot import module {module_name!r} ({error}); it is looked for on "
+            "the "
             f"Python path and in {here}"
         ) from None
     for name in factory.split("."):
@@ -158,7 +166,8 @@ def _from_factory(env: str, module_name: str, factory: str) -> Env:
 
 def _missing(env: str, extra: str, error: Exception) -> str:
     return (
-        f"env = {env!r} needs a package that is not installed ({error}); install the extra {extra!r}: "
+        f"env = {env!r} needs a package that is not installed ({error}); install the extra "
+        f"{extra!r}: "
         f'pip install -c constraints.txt -e ".[{extra}]"'
     )
 
@@ -166,7 +175,8 @@ def _missing(env: str, extra: str, error: Exception) -> str:
 def describe(env: str, made: Env) -> EnvSpec:
     """Check the spaces of an environment and collect what the engine needs of it.
 
-    Raises ConfigError naming the space and what is supported: observations are a Box of at most 65,536
+    Raises ConfigError naming the space and what is supported: observations are a Box of at most
+    65,536
     numbers (not images), actions a Discrete or a Box with finite bounds.
     """
     obs, act = made.observation_space, made.action_space
@@ -200,22 +210,36 @@ def describe(env: str, made: Env) -> EnvSpec:
                 f"env = {env!r} has {act.n} action: at least 2 are needed to learn anything"
             )
         return EnvSpec(
-            **common, discrete=True, action_dim=int(act.n), action_shape=(), action_start=int(act.start),
-            low=(), high=(), eval_episodes=line[1],
-        )  # fmt: skip
+            **common,
+            discrete=True,
+            action_dim=int(act.n),
+            action_shape=(),
+            action_start=int(act.start),
+            low=(),
+            high=(),
+            eval_episodes=line[1],
+        )
     if isinstance(act, gym.spaces.Box) and act.shape and math.prod(act.shape) >= 1:
         low, high = act.low.astype(np.float64).ravel(), act.high.astype(np.float64).ravel()
         bad = np.flatnonzero(~(np.isfinite(low) & np.isfinite(high) & (low < high)))
         if bad.size:
             i = int(bad[0])
             raise ConfigError(
-                f"env = {env!r}: component {i} of its action lies in [{low[i]}, {high[i]}]: bounds must be "
-                "finite with low < high; gymnasium.wrappers.RescaleAction or a Box of your own sets them"
+                f"env = {env!r}: component {i} of its action lies in [{low[i]}, {high[i]}]: "
+                "bounds must be "
+                "finite with low < high; gymnasium.wrappers.RescaleAction or a Box of your own "
+                "sets them"
             )
         return EnvSpec(
-            **common, discrete=False, action_dim=low.size, action_shape=tuple(act.shape), action_start=0,
-            low=tuple(low.tolist()), high=tuple(high.tolist()), eval_episodes=line[1],
-        )  # fmt: skip
+            **common,
+            discrete=False,
+            action_dim=low.size,
+            action_shape=tuple(act.shape),
+            action_start=0,
+            low=tuple(low.tolist()),
+            high=tuple(high.tolist()),
+            eval_episodes=line[1],
+        )
     raise ConfigError(
         f"env = {env!r} has actions {act}: Discrete and Box (with bounds) are supported"
     )

@@ -1,4 +1,6 @@
-"""What this machine allows: cores, memory; what the configuration leaves open is derived from them here."""
+"""What this machine allows: cores, memory; what the configuration leaves open is derived from them
+here.
+"""
 
 from __future__ import annotations
 
@@ -36,12 +38,15 @@ def allowed_cores() -> int:
 
 
 def resolve(config: Config, *, cores: int) -> Config:
-    """Fill what is derived from the machine. Raises ConfigError where the machine does not allow a value."""
+    """Fill what is derived from the machine. Raises ConfigError where the machine does not allow a
+    value.
+    """
     limit = WORKERS_PER_CORE * cores
     workers = config.workers if config.workers is not None else max(1, cores - 2)
     if workers > limit:
         raise ConfigError(
-            f"workers = {workers}: at most {WORKERS_PER_CORE} per core, and this process may use {cores} "
+            f"workers = {workers}: at most {WORKERS_PER_CORE} per core, and this process may use "
+            f"{cores} "
             f"core(s); {limit} works, {max(1, cores - 2)} is the default here"
         )
     if config.serial:
@@ -98,7 +103,8 @@ def banner(plan: RunPlan, cores: int, replay: int) -> list[str]:
         else f"{env.action_dim} continuous action components"
     )
     lines = [
-        f"fdql {__version__}: {config.env}, {env.obs_dim} observation components, {kind}, seed {config.seed}",
+        f"fdql {__version__}: {config.env}, {env.obs_dim} observation components, {kind}, seed "
+        f"{config.seed}",
         f"{cores} core(s) usable; "
         + (
             "one process, in lockstep"

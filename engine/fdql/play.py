@@ -33,7 +33,8 @@ class Policy:
     explorer: acting.Explorer
 
     def predict(self, obs: NDArray[Any], deterministic: bool = True) -> NDArray[Any]:
-        """The environment's action for one observation (shape of the space) or many (one more axis in front).
+        """The environment's action for one observation (shape of the space) or many (one more axis
+        in front).
 
         deterministic=False draws from the policy instead of taking its greedy action.
         Raises ValueError for another shape or for a NaN or infinity.
@@ -42,7 +43,8 @@ class Policy:
         one = obs.shape == self.env.obs_shape
         if not one and obs.shape[1:] != self.env.obs_shape:
             raise ValueError(
-                f"obs has shape {obs.shape}; {self.env.obs_shape} or (n, *{self.env.obs_shape}) works"
+                f"obs has shape {obs.shape}; {self.env.obs_shape} or (n, *{self.env.obs_shape}) "
+                "works"
             )
         if not np.isfinite(obs).all():
             raise ValueError("obs holds a NaN or an infinity")
@@ -61,7 +63,8 @@ class Policy:
 
 
 def load(run_dir: str | Path, which: str = "best") -> Policy:
-    """Load a policy from a run folder: `best` by evaluated return, or `last`. Or from a .safetensors file.
+    """Load a policy from a run folder: `best` by evaluated return, or `last`. Or from a
+    .safetensors file.
 
     Raises ConfigError when there is none, CheckpointError when the file is damaged.
     """
@@ -75,7 +78,8 @@ def load(run_dir: str | Path, which: str = "best") -> Policy:
         file = path
     if not file.is_file():
         raise ConfigError(
-            f"run = {str(run_dir)!r}: no policy there; a run folder has {file.name} once it has learned"
+            f"run = {str(run_dir)!r}: no policy there; a run folder has {file.name} once it has "
+            "learned"
         )
     arrays, facts = load_tensors(file)
     try:
@@ -103,7 +107,8 @@ def evaluate(
 ) -> Evaluation:
     """Play `episodes` greedy episodes, in `env` or in the one it was trained on.
 
-    Raises ConfigError when the spaces of `env` are not those of the policy, and when the policy's file
+    Raises ConfigError when the spaces of `env` are not those of the policy, and when the policy's
+    file
     names a module:factory and `env` does not repeat it: a file never decides what code runs.
     """
     if episodes < 1:
@@ -111,7 +116,8 @@ def evaluate(
     name = env or policy.env.env
     if env is None and is_factory(name):
         raise ConfigError(
-            f"the policy was trained on {name!r}, which runs code of that module; say so: --env {name}"
+            f"the policy was trained on {name!r}, which runs code of that module; say so: --env "
+            f"{name}"
         )
     probe = make_env(name)
     spec = describe(name, probe)
@@ -122,6 +128,7 @@ def evaluate(
         policy.env.action_dim,
     ):
         raise ConfigError(
-            f"env = {name!r}: its spaces are not those of {policy.env.env!r}, which the policy was trained on"
+            f"env = {name!r}: its spaces are not those of {policy.env.env!r}, which the policy "
+            "was trained on"
         )
     return play(policy.network, spec, episodes, seed)

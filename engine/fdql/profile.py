@@ -1,6 +1,8 @@
-"""Stages, counters and their readings: what every process records and how the records become percentiles.
+"""Stages, counters and their readings: what every process records and how the records become
+percentiles.
 
-A process has one record (shm.records.Record): a counter per `Counter` and a histogram per `Stage`. Its
+A process has one record (shm.records.Record): a counter per `Counter` and a histogram per `Stage`.
+Its
 owner writes, the supervisor reads. The eight stage names are those of ARCHITECTURE.md.
 """
 
@@ -71,7 +73,7 @@ def counts(record: Record, stage: Stage) -> NDArray[np.uint64]:
 def percentiles(
     histogram: NDArray[np.uint64], q: Iterable[float] = (50.0, 99.0, 99.9)
 ) -> list[float]:
-    """Upper bounds of the buckets that hold the percentiles `q`; zeros when nothing was recorded."""
+    """Upper bounds of the buckets that hold the percentiles `q`; zeros without records."""
     cumulated = np.cumsum(histogram.astype(np.float64))
     if cumulated[-1] == 0:
         return [0.0 for _ in q]

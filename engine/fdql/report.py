@@ -1,4 +1,6 @@
-"""What is known of a run while it goes on: events and counters become metric rows, a line, the summary."""
+"""What is known of a run while it goes on: events and counters become metric rows, a line, the
+summary.
+"""
 
 from __future__ import annotations
 
@@ -91,12 +93,15 @@ class Report:
         solved = self.threshold is not None and e["mean"] >= self.threshold
         if solved and self.first_time_at_stop_return is None:
             self.first_time_at_stop_return = {
-                "seconds": round(self.elapsed(), 3), "env_steps": e["env_steps"], "updates": e["updates"],
+                "seconds": round(self.elapsed(), 3),
+                "env_steps": e["env_steps"],
+                "updates": e["updates"],
                 "return": e["mean"],
-            }  # fmt: skip
+            }
         self.folder.metrics(self.row(evaluated=True))
         self.board.note(
-            f"{self.elapsed():7.1f} s  evaluation {e['mean']:,.1f} +- {e['std']:,.1f} over {e['episodes']} episodes "
+            f"{self.elapsed():7.1f} s  evaluation {e['mean']:,.1f} +- {e['std']:,.1f} over "
+            f"{e['episodes']} episodes "
             f"({e['env_steps']:,} steps, {e['updates']:,} updates)" + ("  solved" if solved else "")
         )
 
@@ -106,7 +111,9 @@ class Report:
         return self.first_time_at_stop_return is not None
 
     def row(self, *, evaluated: bool = False) -> dict[str, Any]:
-        """One row of metrics, from the counters as they stand. `evaluated`: an evaluation just ended."""
+        """One row of metrics, from the counters as they stand. `evaluated`: an evaluation just
+        ended.
+        """
         now, steps, updates = self.elapsed(), self.env_steps, self.updates
         then, old_steps, old_updates = self._last
         if now - then > 1.0:
@@ -148,7 +155,9 @@ class Report:
         return min(1.0, self.trainer.get(Counter.UPDATE_NS) / total) if total else 0.0
 
     def policy_lag(self) -> tuple[float, float]:
-        """Updates between the policy that chose an action and the newest: median and 99th percentile."""
+        """Updates between the policy that chose an action and the newest: median and 99th
+        percentile.
+        """
         p50, p99 = percentiles(counts(self.trainer, Stage.LAG), (50.0, 99.0))
         return p50, p99
 
@@ -172,20 +181,34 @@ class Report:
         lag = self.policy_lag()
         committed = sum(w.get(Counter.STEPS) for w in self.workers)
         return {
-            "env": config.env, "seed": config.seed, "mode": "serial" if config.serial else "asynchronous",
-            "exit_reason": exit_reason, "problem": problem, "wall_seconds": round(self.elapsed(), 3),
-            "env_steps": self.env_steps, "updates": self.updates,
+            "env": config.env,
+            "seed": config.seed,
+            "mode": "serial" if config.serial else "asynchronous",
+            "exit_reason": exit_reason,
+            "problem": problem,
+            "wall_seconds": round(self.elapsed(), 3),
+            "env_steps": self.env_steps,
+            "updates": self.updates,
             "samples_per_insert_target": self.governor.target,
             "samples_per_insert_actual": self.governor.actual(self.env_steps, self.updates),
-            "eval_return_mean": e.get("mean"), "eval_return_std": e.get("std"), "eval_episodes": e.get("episodes"),
-            "stop_return": self.threshold, "first_time_at_stop_return": self.first_time_at_stop_return,
-            "trainer_duty_cycle": self.duty_cycle(), "policy_lag_p50": lag[0], "policy_lag_p99": lag[1],
-            "worker_restarts": self.restarts, "episodes": sum(w.get(Counter.EPISODES) for w in self.workers),
-            "steps_committed": committed, "steps_in_flight": committed - self.env_steps,
+            "eval_return_mean": e.get("mean"),
+            "eval_return_std": e.get("std"),
+            "eval_episodes": e.get("episodes"),
+            "stop_return": self.threshold,
+            "first_time_at_stop_return": self.first_time_at_stop_return,
+            "trainer_duty_cycle": self.duty_cycle(),
+            "policy_lag_p50": lag[0],
+            "policy_lag_p99": lag[1],
+            "worker_restarts": self.restarts,
+            "episodes": sum(w.get(Counter.EPISODES) for w in self.workers),
+            "steps_committed": committed,
+            "steps_in_flight": committed - self.env_steps,
             "stale_priorities": self.trainer.get(Counter.STALE),
-            "workers": self.plan.workers, "envs_per_worker": self.plan.envs_per_worker, "learner": config.learner,
+            "workers": self.plan.workers,
+            "envs_per_worker": self.plan.envs_per_worker,
+            "learner": config.learner,
             "stages_us": self.stages(),
-        }  # fmt: skip
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +256,9 @@ def conclude(report: Report, exit_reason: str, problem: str | None) -> RunResult
 
 
 class StopRequest:
-    """Ctrl-C and SIGTERM, counted: the first asks for an orderly end, the second for an immediate one."""
+    """Ctrl-C and SIGTERM, counted: the first asks for an orderly end, the second for an immediate
+    one.
+    """
 
     def __init__(self) -> None:
         self.count = 0

@@ -1,4 +1,6 @@
-"""The folder of a run: config.toml, metrics.jsonl, progress.csv, summary.json, log.txt. Never overwrites one."""
+"""The folder of a run: config.toml, metrics.jsonl, progress.csv, summary.json, log.txt. Never
+overwrites one.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +20,28 @@ SUMMARY_FORMAT = 1
 
 # Columns of progress.csv; metrics.jsonl may hold more. Stable Baselines' names where it has one.
 COLUMNS = (
-    "time/time_elapsed", "time/total_timesteps", "time/fps", "train/n_updates", "rollout/ep_rew_mean",
-    "rollout/ep_len_mean", "eval/mean_reward", "eval/std_reward", "train/samples_per_insert",
-    "train/critic_loss", "train/actor_loss", "train/ent_coef", "train/entropy", "train/q_mean", "train/td_error",
-    "train/reward_scale", "replay/size", "engine/duty_cycle", "engine/policy_lag_p50", "engine/policy_lag_p99",
+    "time/time_elapsed",
+    "time/total_timesteps",
+    "time/fps",
+    "train/n_updates",
+    "rollout/ep_rew_mean",
+    "rollout/ep_len_mean",
+    "eval/mean_reward",
+    "eval/std_reward",
+    "train/samples_per_insert",
+    "train/critic_loss",
+    "train/actor_loss",
+    "train/ent_coef",
+    "train/entropy",
+    "train/q_mean",
+    "train/td_error",
+    "train/reward_scale",
+    "replay/size",
+    "engine/duty_cycle",
+    "engine/policy_lag_p50",
+    "engine/policy_lag_p99",
     "engine/restarts",
-)  # fmt: skip
+)
 
 
 class RunFolder:
@@ -44,7 +62,8 @@ class RunFolder:
             path.mkdir()
         except FileExistsError:
             raise ConfigError(
-                f"run_dir = {str(path)!r} exists, and a run is never overwritten; {str(path) + '-2'!r} works, or "
+                f"run_dir = {str(path)!r} exists, and a run is never overwritten; "
+                f"{str(path) + '-2'!r} works, or "
                 "leave --run-dir out"
             ) from None
         except OSError as error:
@@ -84,7 +103,7 @@ class RunFolder:
             file.close()
 
     def discard(self) -> None:
-        """Remove the folder of a run that never took a step, and the parents that it was alone in."""
+        """Remove the folder of a run that took no step, and the parents it was alone in."""
         import shutil
 
         self.close()

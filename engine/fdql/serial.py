@@ -1,6 +1,8 @@
-"""Serial mode: the same objects over private memory, in one process, in lockstep; bit-reproducible for a seed.
+"""Serial mode: the same objects over private memory, in one process, in lockstep; bit-reproducible
+for a seed.
 
-The oracle of the asynchronous mode, the mode for a debugger, and the mode where there is no memfd. Nothing
+The oracle of the asynchronous mode, the mode for a debugger, and the mode where there is no memfd.
+Nothing
 here depends on time: chunks are handed over after every pass, policies are published by count.
 """
 
@@ -15,8 +17,9 @@ from fdql.config import BadValueError
 from fdql.proc.env_worker import EnvWorker
 from fdql.proc.evaluator import Evaluator
 from fdql.proc.inference import InferenceServer
+from fdql.proc.loader import Loader
 from fdql.proc.memory import RunMemory, RunPlan
-from fdql.proc.trainer import Loader, Trainer, make_learner
+from fdql.proc.trainer import Trainer, make_learner
 from fdql.profile import Counter
 from fdql.report import Report, RunResult, StopRequest, conclude
 from fdql.run_folder import RunFolder

@@ -1,7 +1,10 @@
-"""The supervisor: create the memory, start the processes, watch them, restart, stop in order, report.
+"""The supervisor: create the memory, start the processes, watch them, restart, stop in order,
+report.
 
-Reads every record and event; writes the control block. It is in no one's data path: training goes on
-while it sleeps. Death is decided by the kernel (pidfd); a silent process is killed first, then reaped.
+Reads every record and event; writes the control block. It is in no one's data path: training goes
+on
+while it sleeps. Death is decided by the kernel (pidfd); a silent process is killed first, then
+reaped.
 """
 
 from __future__ import annotations
@@ -52,7 +55,8 @@ def train(config: Config, *, quiet: bool = False) -> RunResult:
     config = resolve(config, cores=cores)
     if config.run_dir is not None and os.path.lexists(config.run_dir):
         raise ConfigError(
-            f"run_dir = {config.run_dir!r} exists, and a run is never overwritten; {config.run_dir + '-2'!r} works, "
+            f"run_dir = {config.run_dir!r} exists, and a run is never overwritten; "
+            f"{config.run_dir + '-2'!r} works, "
             "or leave --run-dir out"
         )
     probe = make_env(config.env)
@@ -125,7 +129,8 @@ class Supervisor:
         self.memory.close()
         return result
 
-    # -- starting -----------------------------------------------------------------------------------
+    # -- starting
+    # -----------------------------------------------------------------------------------
 
     def _spawn(self, role: str, incarnation: int = 1) -> None:
         kind, _, index = role.partition(" ")
@@ -146,7 +151,8 @@ class Supervisor:
         for fd in child.descriptors():
             self.poll.register(fd, select.POLLIN)
 
-    # -- watching -----------------------------------------------------------------------------------
+    # -- watching
+    # -----------------------------------------------------------------------------------
 
     def _pump(self) -> None:
         """Sleep until a child speaks or dies, at most POLL_MS; take in what there is."""
@@ -196,7 +202,8 @@ class Supervisor:
             if len(deaths) > engine.restarts:
                 self._end(
                     "crash",
-                    f"{role} ended {len(deaths)} times within {engine.restart_window:g} s (last: {account}); "
+                    f"{role} ended {len(deaths)} times within {engine.restart_window:g} s (last: "
+                    f"{account}); "
                     f"engine.restarts = {engine.restarts} is the most that is allowed",
                 )
                 return
@@ -213,7 +220,8 @@ class Supervisor:
             if child.ready:
                 age = (now_ns() - self._record_of(role).heartbeat_ns) / 1e9
                 if age > limit and time.monotonic() - self.started[role] > limit:
-                    child.error = f"no sign of life for {age:.0f} s (engine.heartbeat_timeout = {limit:g}), killed"
+                    setting = f"engine.heartbeat_timeout = {limit:g}"
+                    child.error = f"no sign of life for {age:.0f} s ({setting}), killed"
                     child.kill()
             elif time.monotonic() - self.started[role] > START_SECONDS:
                 child.error = f"not ready {START_SECONDS:.0f} s after its start, killed"
@@ -244,7 +252,8 @@ class Supervisor:
         if not self.exit_reason:
             self.exit_reason, self.problem = reason, problem
 
-    # -- stopping -----------------------------------------------------------------------------------
+    # -- stopping
+    # -----------------------------------------------------------------------------------
 
     def _leave(self) -> None:
         """Workers, inference and trainer leave (the trainer saves); then the evaluator."""

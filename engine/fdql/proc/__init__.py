@@ -1,1 +1,3 @@
-"""The five kinds of process: each module is one function, attach, loop, leave, over a plain loop body."""
+"""The five kinds of process: each module is one function, attach, loop, leave, over a plain loop
+body.
+"""

@@ -1,6 +1,7 @@
 """How every child process begins and ends: parent-death guard, signals, segment, exit codes.
 
-`python -m fdql.proc.<role> <plan as JSON> <segment fd> <events fd> <parent pid> <role's own words...>`
+`python -m fdql.proc.<role> <plan as JSON> <segment fd> <events fd> <parent pid> <role's own
+words...>`
 """
 
 from __future__ import annotations

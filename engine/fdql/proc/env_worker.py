@@ -1,10 +1,14 @@
-"""Stages 1 and 2 of 8, `step` and `ring`: one process that steps environments and hands transitions over.
+"""Stages 1 and 2 of 8, `step` and `ring`: one process that steps environments and hands transitions
+over.
 
-Reads its action slots; writes its observation slots and its transition ring. Two groups of environments
+Reads its action slots; writes its observation slots and its transition ring. Two groups of
+environments
 take turns: one steps while the other waits for its actions. Imports neither torch nor numba.
 
-A row of the ring is (obs_t, action_t, reward_t, how the step ended). The next row of the same lane holds
-obs_{t+1}: the next step's, or, when the episode ended, a BOUNDARY row with the final observation, so that
+A row of the ring is (obs_t, action_t, reward_t, how the step ended). The next row of the same lane
+holds
+obs_{t+1}: the next step's, or, when the episode ended, a BOUNDARY row with the final observation,
+so that
 no transition ever crosses a reset (the worker resets its environments itself).
 """
 
@@ -58,8 +62,10 @@ def check_finite(values: NDArray[Any], what: str, spec: EnvSpec, state: EnvState
     """Raises BadValueError when `values` holds NaN or an infinity (float32 overflow included)."""
     if not np.isfinite(values).all():
         raise BadValueError(
-            f"environment {spec.env!r} (seed {state.seed}, step {state.steps} since that seed) returned {what} "
-            f"{np.array2string(np.asarray(values), threshold=8)}: every number must be finite in float32; clip or "
+            f"environment {spec.env!r} (seed {state.seed}, step {state.steps} since that seed) "
+            f"returned {what} "
+            f"{np.array2string(np.asarray(values), threshold=8)}: every number must be finite in "
+            "float32; clip or "
             "repair it in the environment"
         )
 
@@ -126,7 +132,9 @@ class EnvWorker:
         self.obs[group][e] = np.asarray(obs, dtype=np.float32).reshape(-1)
 
     def _chunk(self, room: int) -> ChunkViews | None:
-        """The chunk being filled, with at least `room` rows left; None when told to stop while the ring is full."""
+        """The chunk being filled, with at least `room` rows left; None when told to stop while the
+        ring is full.
+        """
         if self.slot >= 0 and self.rows + room > self.chunk_rows:
             self.commit()
         if self.slot < 0:
@@ -220,7 +228,9 @@ class EnvWorker:
 
 
 def env_worker_main(memory: RunMemory, events: Events, worker: int, incarnation: int) -> int:
-    """Run until told to stop. Returns 0; raises what the environment raises, BadValueError for NaN and inf."""
+    """Run until told to stop. Returns 0; raises what the environment raises, BadValueError for NaN
+    and inf.
+    """
     body = EnvWorker(memory, worker, incarnation)
     body.start()
     events.send("ready", role=f"worker {worker}", pid=os.getpid())
@@ -229,7 +239,8 @@ def env_worker_main(memory: RunMemory, events: Events, worker: int, incarnation:
     while not control.stop:
         for group in range(body.groups):
             t0 = now_ns()
-            # Never sleep longer than an open chunk may age: a held-back worker still hands its rows over.
+            # Never sleep longer than an open chunk may age: a held-back worker still hands its rows
+            # over.
             while not body.slots.wait(group, body.commit_ns if body.rows else SLICE_NS):
                 if control.stop:
                     break

@@ -1,7 +1,9 @@
 """Greedy episodes on one published policy, in environments of its own; training never waits for it.
 
-Reads the published policies; writes its record and best/policy.safetensors. Every evaluation plays the
-same number of episodes from the same start seeds with one policy version, whatever is published meanwhile.
+Reads the published policies; writes its record and best/policy.safetensors. Every evaluation plays
+the
+same number of episodes from the same start seeds with one policy version, whatever is published
+meanwhile.
 """
 
 from __future__ import annotations
@@ -38,7 +40,9 @@ MOST_ENVS = 32  # environments that play side by side
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Undiscounted returns and lengths of the episodes of one evaluation, in the order of their seeds."""
+    """Undiscounted returns and lengths of the episodes of one evaluation, in the order of their
+    seeds.
+    """
 
     returns: NDArray[np.float64]
     lengths: NDArray[np.int64]
@@ -55,7 +59,9 @@ class Evaluation:
 
 
 class Arena:
-    """Environments for evaluation, kept between evaluations; episode i always starts from the same seed."""
+    """Environments for evaluation, kept between evaluations; episode i always starts from the same
+    seed.
+    """
 
     def __init__(self, env: EnvSpec, episodes: int, seed: int, longest: int) -> None:
         self.episodes, self.longest = episodes, longest
@@ -67,7 +73,7 @@ class Arena:
         self.seeds = [int(s) for s in np.random.SeedSequence([seed, 2]).generate_state(episodes)]
 
     def play(self, policy: Policy, goes_on: Callable[[], bool]) -> Evaluation | None:
-        """Play every episode once with the greedy policy. None when `goes_on` says no in between."""
+        """Play every episode once, greedily. None when `goes_on` says no in between."""
         n, obs = len(self.envs), self.obs
         returns, lengths = np.zeros(self.episodes), np.zeros(self.episodes, dtype=np.int64)
         episode = list(range(n))  # that each environment is playing
@@ -137,7 +143,9 @@ class Evaluator:
         self.best = self._best_kept()
 
     def _best_kept(self) -> float:
-        """Return of the best policy in the run folder: an evaluator that was restarted goes on from there."""
+        """Return of the best policy in the run folder: an evaluator that was restarted goes on from
+        there.
+        """
         try:
             return float(
                 load_tensors(Path(self.plan.run_dir) / "best" / "policy.safetensors")[1][
@@ -180,9 +188,15 @@ class Evaluator:
             folder.mkdir(exist_ok=True)
             save_tensors(folder / "policy.safetensors", {"policy": flat}, facts)
         self.send(
-            "evaluation", mean=result.mean, std=result.std, episodes=len(result.returns),
-            length=float(result.lengths.mean()), updates=updates, env_steps=steps, seconds=time.monotonic() - t0,
-        )  # fmt: skip
+            "evaluation",
+            mean=result.mean,
+            std=result.std,
+            episodes=len(result.returns),
+            length=float(result.lengths.mean()),
+            updates=updates,
+            env_steps=steps,
+            seconds=time.monotonic() - t0,
+        )
         return result
 
 

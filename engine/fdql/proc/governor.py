@@ -1,6 +1,7 @@
 """The samples-per-insert governor: how many updates are due, how many environment steps may start.
 
-One number is held from both sides. The trainer makes an update only when it is due; inference starts an
+One number is held from both sides. The trainer makes an update only when it is due; inference
+starts an
 environment step only while it is allowed. Reads and writes nothing: pure arithmetic on counts.
 (The idea of a rate limiter on both sides: Cassirer 2021, Reverb.)
 """
@@ -13,9 +14,11 @@ from fdql.config import Config
 class Governor:
     """Samples per insert rho = updates * batch / inserted steps.
 
-    due        floor(inserted * rho / batch), nothing before the warm-up is complete; the warm-up's own
+    due        floor(inserted * rho / batch), nothing before the warm-up is complete; the warm-up's
+               own
                updates are due at once when it ends
-    allowed    steps that `updates` pay for, plus `ahead` updates' worth so that neither side waits for
+    allowed    steps that `updates` pay for, plus `ahead` updates' worth so that neither side waits
+               for
                the other's latency; never above the run's total
     """
 

@@ -1,7 +1,10 @@
-"""Stages 7 and 8 of 8, `infer` and `act`: one process that answers all environment workers in batches.
+"""Stages 7 and 8 of 8, `infer` and `act`: one process that answers all environment workers in
+batches.
 
-Reads observation slots and the published policy; writes action slots. Before the first publication it
-answers with uniform, held actions (the warm-up). It is also where environment steps are held back: it
+Reads observation slots and the published policy; writes action slots. Before the first publication
+it
+answers with uniform, held actions (the warm-up). It is also where environment steps are held back:
+it
 answers only while the steps started are fewer than the trainer allows.
 """
 
@@ -30,7 +33,7 @@ MIN_DWELL_NS = 200_000  # a request waits this long for others before it is serv
 
 
 class InferenceServer:
-    """The loop body: `serve` answers what is ready, `throttled` says whether steps are held back."""
+    """The loop body: `serve` answers what is ready; `throttled`: steps are held back."""
 
     def __init__(self, memory: RunMemory) -> None:
         plan = memory.plan
@@ -78,7 +81,9 @@ class InferenceServer:
             self.weights.release()
 
     def throttled(self) -> bool:
-        """True while environment steps are held back for the trainer (or the run's last step is started)."""
+        """True while environment steps are held back for the trainer (or the run's last step is
+        started).
+        """
         if int(self.issued.sum()) < self.trainer.get(Counter.ALLOWED):
             return False
         # What a dead worker had begun and never handed over must not count for ever: nobody would

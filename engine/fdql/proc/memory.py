@@ -1,7 +1,10 @@
-"""The plan of a run and its one shared segment: which section is whose. Imports neither torch nor numba.
+"""The plan of a run and its one shared segment: which section is whose. Imports neither torch nor
+numba.
 
-The supervisor creates the segment and passes its descriptor; every process opens the sections of its role.
-Writers: a worker writes its ring, its slots and its record; inference its replies and its record; the
+The supervisor creates the segment and passes its descriptor; every process opens the sections of
+its role.
+Writers: a worker writes its ring, its slots and its record; inference its replies and its record;
+the
 trainer the weights and its record; the evaluator its record; the supervisor the control block.
 """
 
@@ -36,14 +39,17 @@ BELL_INFERENCE, BELL_TRAINER, BELL_EVALUATOR = 0, 1, 2
 RECORD_TRAINER, RECORD_INFERENCE, RECORD_EVALUATOR, RECORD_WORKERS = 0, 1, 2, 3
 READER_INFERENCE, READER_EVALUATOR = 0, 1
 
-# The control block's stop word, in the order of a run's end. FINISH: workers, inference and trainer leave;
+# The control block's stop word, in the order of a run's end. FINISH: workers, inference and trainer
+# leave;
 # LAST: the evaluator plays the last policy once more and leaves; STOP: everyone leaves now.
 RUN, FINISH, LAST, STOP = 0, 1, 2, 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunPlan:
-    """What every process of a run is told: the resolved configuration, the environment, the run folder."""
+    """What every process of a run is told: the resolved configuration, the environment, the run
+    folder.
+    """
 
     config: Config
     env: EnvSpec
@@ -84,7 +90,9 @@ class RunPlan:
 
     @property
     def lanes(self) -> int:
-        """Environments of the whole run. Lane of env e in group g of worker w: w * per worker + g * per group + e."""
+        """Environments of the whole run. Lane of env e in group g of worker w: w * per worker + g *
+        per group + e.
+        """
         return self.workers * self.envs_per_worker
 
     @property
@@ -177,11 +185,15 @@ class RunMemory:
 
     @staticmethod
     def attach(plan: RunPlan, fd: int) -> RunMemory:
-        """Open the segment handed over as descriptor `fd`. Raises SegmentError when it is not this run's."""
+        """Open the segment handed over as descriptor `fd`. Raises SegmentError when it is not this
+        run's.
+        """
         return RunMemory(plan, Segment.attach(fd, layout_hash()))
 
     def bell(self, index: int) -> Doorbell:
-        """Doorbell of inference, trainer or evaluator. A stop that is set keeps all but the evaluator awake."""
+        """Doorbell of inference, trainer or evaluator. A stop that is set keeps all but the
+        evaluator awake.
+        """
         control = None if index == BELL_EVALUATOR else self.segment.section(KIND_CONTROL, 0)
         return Doorbell(self.segment.section(KIND_BELL, index), control)
 
@@ -240,7 +252,8 @@ class RunMemory:
 class Events:
     """A child's line to the supervisor: one JSON object per line through an inherited pipe.
 
-    Used at most a few times a second. When the supervisor is gone the next line raises BrokenPipeError.
+    Used at most a few times a second. When the supervisor is gone the next line raises
+    BrokenPipeError.
     """
 
     def __init__(self, fd: int) -> None:

@@ -1,7 +1,9 @@
-"""Stages 3 to 6 of 8: `ingest` and `sample` in the loader thread, `update` and `publish` in the main thread.
+"""Stages 5 and 6 of 8, `update` and `publish`, and the process that also holds the loader
+(loader.py).
 
-Owns the replay (private memory) and the learner. Reads every transition ring; writes the weights and its
-record. The loader's kernels hold no lock of the interpreter, so batches are filled while an update runs.
+Owns the learner. Reads staged batches; writes the weights and its record. The loader thread fills
+the
+next batches while an update runs.
 """
 
 from __future__ import annotations
@@ -12,12 +14,12 @@ import threading
 import time
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any
 
 import numpy as np
 
 from fdql.checkpoint import save_checkpoint, save_tensors
 from fdql.proc.governor import Governor
+from fdql.proc.loader import Loader
 from fdql.proc.memory import (
     BELL_EVALUATOR,
     BELL_INFERENCE,
@@ -28,11 +30,9 @@ from fdql.proc.memory import (
     RunPlan,
 )
 from fdql.profile import Counter, Stage
-from fdql.replay.replay import Batch, Replay
+from fdql.replay.batch import Batch
 from fdql.sac.learner import Learner
-from fdql.shm.chunk import ChunkViews
 from fdql.shm.records import now_ns
-from fdql.shm.ring import FLAG_INCARNATION
 
 SLICE_NS = 100_000_000  # longest wait between two looks at the stop word
 METRICS_SECONDS = 0.5  # between two lines of metrics
@@ -51,71 +51,6 @@ def make_learner(plan: RunPlan) -> Learner:
     return CompiledLearner(net, sac, exponent, seed)
 
 
-class Loader:
-    """Ingest and sample: the loader thread's loop body, called in lockstep by serial mode."""
-
-    def __init__(self, memory: RunMemory) -> None:
-        plan = memory.plan
-        config = plan.config
-        self.memory, self.plan = memory, plan
-        self.record = memory.record(RECORD_TRAINER)
-        self.governor = Governor(config)
-        self.rings = [memory.ring_reader(w) for w in range(plan.workers)]
-        self.views: list[dict[int, ChunkViews]] = [{} for _ in self.rings]  # slot -> columns
-        shape: dict[str, Any] = {"obs_dim": plan.env.obs_dim, "action_dim": plan.env.action_dim, "discrete": plan.env.discrete}  # fmt: skip
-        self.replay = Replay(
-            config.replay, n_lanes=plan.lanes, discount=config.sac.discount, v_max=config.sac.v_max,
-            batch_size=config.sac.batch_size, seed=config.seed, **shape,
-        )  # fmt: skip
-        self.batches = [
-            Batch.allocate(
-                config.sac.batch_size, plan.env.obs_dim, plan.env.action_dim, plan.env.discrete
-            )
-            for _ in range(config.replay.staged_batches)
-        ]
-        self.sampled = 0  # batches handed out so far
-        self.updates = 0  # as last seen: for the policy lag
-
-    def ingest(self) -> int:
-        """Store every chunk that is ready. Returns the environment steps stored."""
-        steps = 0
-        for w, ring in enumerate(self.rings):
-            for _ in range(ring.peek()):
-                t0 = now_ns()
-                head = ring.chunk(0)
-                slot = ring.slot_index(0)
-                if slot not in self.views[w]:
-                    self.views[w][slot] = self.plan.chunk.views(ring.payload(0))
-                steps += self.replay.ingest(
-                    self.views[w][slot], head.n_rows, w * self.plan.envs_per_worker,
-                    new_incarnation=bool(head.flags & FLAG_INCARNATION), lanes_of_worker=self.plan.envs_per_worker,
-                )  # fmt: skip
-                ring.release(1)
-                if head.policy_version:
-                    self.record.observe(Stage.LAG, max(0, self.updates - head.policy_version))
-                self.record.observe_since(Stage.INGEST, t0)
-        if steps:
-            self.record.set(Counter.INSERTED, self.replay.steps)
-            self.record.set(Counter.REPLAY, self.replay.size)
-        return steps
-
-    def may_sample(self) -> bool:
-        """True when another update is due."""
-        return self.replay.size > 0 and self.sampled < self.governor.due(self.replay.steps)
-
-    def sample(self, batch: Batch) -> None:
-        """Fill a batch."""
-        t0 = now_ns()
-        self.replay.sample(batch)
-        self.sampled += 1
-        self.record.observe_since(Stage.SAMPLE, t0)
-
-    def give_back(self, batch: Batch) -> None:
-        """Write the priorities of a batch that was learned from; those of overwritten rows are dropped."""
-        applied = self.replay.update_priorities(batch.leaf, batch.serial, batch.priority)
-        self.record.add(Counter.STALE, len(batch.leaf) - applied)
-
-
 class Trainer:
     """Update and publish: the main thread's loop body, called in lockstep by serial mode."""
 
@@ -127,7 +62,8 @@ class Trainer:
         self.weights = memory.weights_writer()
         self.inference, self.evaluator = memory.bell(BELL_INFERENCE), memory.bell(BELL_EVALUATOR)
         self.flat = np.zeros(plan.policy_size, dtype=np.float32)
-        # Observation mean and scale, reward scale: those of the newest batch, published with the weights.
+        # Observation mean and scale, reward scale: those of the newest batch, published with the
+        # weights.
         self.obs_mean = np.zeros(plan.env.obs_dim, dtype=np.float32)
         self.obs_scale = np.ones(plan.env.obs_dim, dtype=np.float32)
         self.reward_scale = np.ones(1, dtype=np.float32)
@@ -139,9 +75,16 @@ class Trainer:
         """One update; afterwards more environment steps may be allowed."""
         t0 = now_ns()
         self.learner.update(
-            batch.obs, batch.action, batch.reward, batch.discount, batch.next_obs,
-            batch.obs_mean, batch.obs_scale, batch.reward_scale, batch.priority,
-        )  # fmt: skip
+            batch.obs,
+            batch.action,
+            batch.reward,
+            batch.discount,
+            batch.next_obs,
+            batch.obs_mean,
+            batch.obs_scale,
+            batch.reward_scale,
+            batch.priority,
+        )
         self.updates += 1
         self.obs_mean[:], self.obs_scale[:] = batch.obs_mean, batch.obs_scale
         self.reward_scale[:] = batch.reward_scale
@@ -151,7 +94,7 @@ class Trainer:
         self.inference.ring()
 
     def publish_due(self, *, by_time: bool) -> bool:
-        """True when the next policy should be published, by updates or (asynchronous mode) by time."""
+        """True when a policy should be published, by updates or (asynchronous mode) by time."""
         engine = self.plan.config.engine
         old = by_time and now_ns() - self.published_ns > engine.publish_seconds * 1e9
         return self.updates - self.published >= engine.publish_updates or (
@@ -193,7 +136,9 @@ class Trainer:
 
 
 def trainer_main(memory: RunMemory, events: Events) -> int:
-    """Run until told to stop, then save. Returns 0; raises NotFiniteError when an update is not finite."""
+    """Run until told to stop, then save. Returns 0; raises NotFiniteError when an update is not
+    finite.
+    """
     loader = Loader(memory)
     trainer = Trainer(memory, make_learner(memory.plan))
     warm_up(memory.plan, loader)
@@ -271,9 +216,16 @@ def warm_up(plan: RunPlan, loader: Loader) -> None:
     batch = loader.batches[0]
     batch.obs_scale[:], batch.reward_scale[:] = 1.0, 1.0
     learner.update(
-        batch.obs, batch.action, batch.reward, batch.discount, batch.next_obs,
-        batch.obs_mean, batch.obs_scale, batch.reward_scale, batch.priority,
-    )  # fmt: skip
+        batch.obs,
+        batch.action,
+        batch.reward,
+        batch.discount,
+        batch.next_obs,
+        batch.obs_mean,
+        batch.obs_scale,
+        batch.reward_scale,
+        batch.priority,
+    )
 
 
 if __name__ == "__main__":

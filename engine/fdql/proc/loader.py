@@ -1,0 +1,95 @@
+"""Stages 3 and 4 of 8: `ingest` and `sample`, the loop body of the trainer's loader thread.
+
+Reads every transition ring; owns the replay (memory of the trainer process). Its kernels hold no
+lock of the
+interpreter, so batches are filled while an update runs.
+"""
+
+from __future__ import annotations
+
+from fdql.proc.governor import Governor
+from fdql.proc.memory import RECORD_TRAINER, RunMemory
+from fdql.profile import Counter, Stage
+from fdql.replay.replay import Batch, Replay
+from fdql.shm.chunk import ChunkViews
+from fdql.shm.records import now_ns
+from fdql.shm.ring import FLAG_INCARNATION
+
+
+class Loader:
+    """Ingest and sample: the loader thread's loop body, called in lockstep by serial mode."""
+
+    def __init__(self, memory: RunMemory) -> None:
+        plan = memory.plan
+        config = plan.config
+        self.memory, self.plan = memory, plan
+        self.record = memory.record(RECORD_TRAINER)
+        self.governor = Governor(config)
+        self.rings = [memory.ring_reader(w) for w in range(plan.workers)]
+        self.views: list[dict[int, ChunkViews]] = [{} for _ in self.rings]  # slot -> columns
+        shape: dict[str, Any] = {
+            "obs_dim": plan.env.obs_dim,
+            "action_dim": plan.env.action_dim,
+            "discrete": plan.env.discrete,
+        }
+        self.replay = Replay(
+            config.replay,
+            n_lanes=plan.lanes,
+            discount=config.sac.discount,
+            v_max=config.sac.v_max,
+            batch_size=config.sac.batch_size,
+            seed=config.seed,
+            **shape,
+        )
+        self.batches = [
+            Batch.allocate(
+                config.sac.batch_size, plan.env.obs_dim, plan.env.action_dim, plan.env.discrete
+            )
+            for _ in range(config.replay.staged_batches)
+        ]
+        self.sampled = 0  # batches handed out so far
+        self.updates = 0  # as last seen: for the policy lag
+
+    def ingest(self) -> int:
+        """Store every chunk that is ready. Returns the environment steps stored."""
+        steps = 0
+        for w, ring in enumerate(self.rings):
+            for _ in range(ring.peek()):
+                t0 = now_ns()
+                head = ring.chunk(0)
+                slot = ring.slot_index(0)
+                if slot not in self.views[w]:
+                    self.views[w][slot] = self.plan.chunk.views(ring.payload(0))
+                steps += self.replay.ingest(
+                    self.views[w][slot],
+                    head.n_rows,
+                    w * self.plan.envs_per_worker,
+                    new_incarnation=bool(head.flags & FLAG_INCARNATION),
+                    lanes_of_worker=self.plan.envs_per_worker,
+                )
+                ring.release(1)
+                if head.policy_version:
+                    self.record.observe(Stage.LAG, max(0, self.updates - head.policy_version))
+                self.record.observe_since(Stage.INGEST, t0)
+        if steps:
+            self.record.set(Counter.INSERTED, self.replay.steps)
+            self.record.set(Counter.REPLAY, self.replay.size)
+        return steps
+
+    def may_sample(self) -> bool:
+        """True when another update is due."""
+        return self.replay.size > 0 and self.sampled < self.governor.due(self.replay.steps)
+
+    def sample(self, batch: Batch) -> None:
+        """Fill a batch."""
+        t0 = now_ns()
+        self.replay.sample(batch)
+        self.sampled += 1
+        self.record.observe_since(Stage.SAMPLE, t0)
+
+    def give_back(self, batch: Batch) -> None:
+        """Write the priorities of a batch that was learned from; those of overwritten rows are
+        dropped.
+        """
+        applied = self.replay.update_priorities(batch.leaf, batch.serial, batch.priority)
+        self.record.add(Counter.STALE, len(batch.leaf) - applied)
