@@ -7,6 +7,8 @@ interpreter, so batches are filled while an update runs.
 
 from __future__ import annotations
 
+from typing import Any
+
 from fdql.proc.governor import Governor
 from fdql.proc.memory import RECORD_TRAINER, RunMemory
 from fdql.profile import Counter, Stage
