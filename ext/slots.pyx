@@ -6,7 +6,7 @@ observation rows, the server writes action rows, and a number per slot hands the
 A slot's id is group * workers + worker.
 """
 
-from atomics cimport fence_seq_cst, load_relaxed, monotonic_ns, now_ns, offsets_of, pause
+from atomics cimport TP, fence_seq_cst, load_relaxed, monotonic_ns, now_ns, offsets_of, pause
 from doorbell cimport (Bell, StopWord, bell_arm, bell_disarm, bell_sleep, deadline_after, stopped)
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
@@ -251,6 +251,7 @@ cdef class SlotServer(_Slots):
                 slot = <uint32_t>slots[i]
                 self.given[slot] = self.taken[slot]
                 mailbox_reply(&self.boxes[slot], self.taken[slot], policy_version)
+            TP("slots.reply.before_wake")
             fence_seq_cst()                     # SYNC reply-wake: pairs with mailbox_await
             for i in range(n):
                 mailbox_wake(&self.boxes[slots[i]])

@@ -103,6 +103,7 @@ cdef inline void writer_attach(WriterEnd* w, RingHeader* ring, Bell* bell) noexc
         # The last chunk's header stays: only chunk head - 1 + capacity would overwrite it.
         w.steps = slot_at(ring, w.head - 1).first_step + slot_at(ring, w.head - 1).n_steps
     store_relaxed(&ring.committed_steps, w.steps)           # for accounting only
+    TP("ring.attach.before_incarnation")
     w.incarnation = load_relaxed(&ring.incarnation) + 1     # the writer's line: ours
     store_relaxed(&ring.incarnation, w.incarnation)         # readers learn it from the chunks
     w.pending_flags = FIRST_OF_INCARNATION if w.incarnation > 1 else 0
