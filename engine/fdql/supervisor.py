@@ -35,7 +35,6 @@ from fdql.proc.memory import (
 )
 from fdql.report import Report, RunResult, StopRequest, conclude
 from fdql.run_folder import RunFolder
-from fdql.serial import train_serial
 from fdql.shm.records import Record, now_ns
 
 POLL_MS = 100  # longest sleep of the supervisor
@@ -76,6 +75,8 @@ def train(config: Config, *, quiet: bool = False) -> RunResult:
         folder.log(line)
         board.note(line)
     if config.serial:
+        from fdql.serial import train_serial  # brings Numba: a second that no other run waits for
+
         return train_serial(plan, folder, board)
     with StopRequest() as stop:
         return Supervisor(plan, folder, board, stop, cores).run()
@@ -110,12 +111,12 @@ class Supervisor:
             for w in range(self.plan.workers):
                 self._spawn(f"worker {w}")
             self._spawn("inference")
-            self._spawn("evaluator")
             wrote = time.monotonic()
             while not self.exit_reason:
                 self._pump()
                 self._check_silence()
                 self._check_end()
+                self._start_evaluator()
                 if time.monotonic() - wrote >= METRICS_SECONDS:
                     wrote = time.monotonic()
                     self.report.write()
@@ -128,9 +129,6 @@ class Supervisor:
         result = conclude(self.report, self.exit_reason, self.problem)
         self.memory.close()
         return result
-
-    # -- starting
-    # -----------------------------------------------------------------------------------
 
     def _spawn(self, role: str, incarnation: int = 1) -> None:
         kind, _, index = role.partition(" ")
@@ -151,8 +149,10 @@ class Supervisor:
         for fd in child.descriptors():
             self.poll.register(fd, select.POLLIN)
 
-    # -- watching
-    # -----------------------------------------------------------------------------------
+    def _start_evaluator(self) -> None:
+        """Last of all: its start must not take a core from those that the first step waits for."""
+        if "evaluator" not in self.started and all(c.ready for c in self.children.values()):
+            self._spawn("evaluator")
 
     def _pump(self) -> None:
         """Sleep until a child speaks or dies, at most POLL_MS; take in what there is."""
@@ -251,9 +251,6 @@ class Supervisor:
     def _end(self, reason: str, problem: str | None) -> None:
         if not self.exit_reason:
             self.exit_reason, self.problem = reason, problem
-
-    # -- stopping
-    # -----------------------------------------------------------------------------------
 
     def _leave(self) -> None:
         """Workers, inference and trainer leave (the trainer saves); then the evaluator."""
