@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from fdql.replay.lanes import HEAD, OPEN, PENDING, SAMPLEABLE, STEPS, LaneStore
+from fdql.replay.lanes import HEAD, MARK, OPEN, PENDING, SAMPLEABLE, STEPS, LaneStore
 from fdql.replay.sum_tree import SumTree
 from fdql.shm.chunk import ChunkSchema
 from oracles import BOUNDARY, EXPLORER, RESET, TERMINATED, TRUNCATED
@@ -21,16 +21,17 @@ class Lanes:
         self.priority = 1.0
         self.sent = 0
 
-    def send(self, *rows, first_lane=0, close=0):
-        """Rows are flags, or (lane, flags): one chunk."""
+    def send(self, *rows, first_lane=0, lanes=None, close=False):
+        """Rows are flags, or (lane, flags): one chunk of a worker with `lanes` lanes."""
         schema = ChunkSchema(max(1, len(rows)), 1, 2, discrete=True)
         views = schema.views(bytearray(schema.nbytes))
         for k, row in enumerate(rows):
             views.lane[k], views.flags[k] = row if isinstance(row, tuple) else (0, row)
             views.obs[k] = views.reward[k] = views.action[k] = views.version[k] = self.sent
             self.sent += 1
+        lanes = lanes or self.store.n_lanes - first_lane
         touched = self.store.append(
-            views, len(rows), first_lane, close, self.tree.tree, self.priority
+            views, len(rows), first_lane, lanes, self.tree.tree, self.priority, close=close
         )
         self.tree.repair(self.store.touched, touched)
         self.tree.check_valid()
@@ -151,7 +152,7 @@ def test_new_rows_get_the_priority_of_the_moment():
 
 def test_closing_makes_the_newest_row_a_boundary():
     # rows 0 to 3 open: row 3's successor is unknown, rows 0 to 2 are complete
-    lanes = Lanes(n_step=3).send(RESET, 0, 0, EXPLORER).send(close=1)
+    lanes = Lanes(n_step=3).send(RESET, 0, 0, EXPLORER).send(close=True)
     assert lanes.sampleable == [0, 1, 2]
     assert lanes.flags[:4] == [RESET, 0, 0, EXPLORER | BOUNDARY]
     assert lanes.store.table[0, OPEN] == 0
@@ -160,7 +161,7 @@ def test_closing_makes_the_newest_row_a_boundary():
 
 def test_closing_keeps_a_terminal_step():
     # the worker died between the terminal step and its BOUNDARY row: one is added, the step counts
-    lanes = Lanes(n_step=3).send(RESET, 0, TERMINATED).send(close=1)
+    lanes = Lanes(n_step=3).send(RESET, 0, TERMINATED).send(close=True)
     assert lanes.sampleable == [0, 1, 2]
     assert lanes.flags[:4] == [RESET, 0, TERMINATED, BOUNDARY]
     assert lanes.obs[3] == 2  # never used: the discount is 0
@@ -168,39 +169,39 @@ def test_closing_keeps_a_terminal_step():
 
 def test_closing_after_a_truncation_without_final_observation():
     # what the truncated step led to is unknown, so that step goes; the one before bootstraps
-    lanes = Lanes(n_step=3).send(RESET, 0, TRUNCATED).send(close=1)
+    lanes = Lanes(n_step=3).send(RESET, 0, TRUNCATED).send(close=True)
     assert lanes.sampleable == [0, 1]
     assert lanes.flags[:3] == [RESET, 0, BOUNDARY]
 
 
 def test_closing_a_first_row():
-    lanes = Lanes(n_step=3).send(RESET).send(close=1)
+    lanes = Lanes(n_step=3).send(RESET).send(close=True)
     assert lanes.sampleable == []
     assert lanes.flags[0] == RESET | BOUNDARY
     assert lanes.send(RESET, TERMINATED, BOUNDARY).sampleable == [1, 2]
 
 
 def test_closing_twice_and_closing_nothing():
-    lanes = Lanes(n_step=3).send(close=1)
-    assert lanes.store.table[0].tolist() == [0, 0, 0, 0]
-    lanes.send(0, 0).send(close=1)
-    before = lanes.store.table.copy()
-    lanes.send(close=1)
-    assert np.array_equal(lanes.store.table, before)
-    lanes.send(0, TERMINATED, BOUNDARY).send(close=1)
+    lanes = Lanes(n_step=3).send(close=True)
+    assert not lanes.store.table.any()
+    lanes.send(0, 0).send(close=True)
+    before = lanes.store.table[:, :MARK].copy()
+    lanes.send(close=True)
+    assert np.array_equal(lanes.store.table[:, :MARK], before)
+    lanes.send(0, TERMINATED, BOUNDARY).send(close=True)
     assert lanes.sampleable == [0, 2, 3]
 
 
 def test_closing_in_a_full_lane_overwrites_like_any_row():
     # serials 0..7 fill 8 rows; the added BOUNDARY row takes the place of serial 0
-    lanes = Lanes(n_step=3).send(*[0] * 7, TERMINATED).send(close=1)
+    lanes = Lanes(n_step=3).send(*[0] * 7, TERMINATED).send(close=True)
     assert lanes.sampleable == [1, 2, 3, 4, 5, 6, 7]
     assert lanes.flags[0] == BOUNDARY
 
 
 def test_closing_at_the_wrap():
     # the newest row is in the last slot, the next is slot 0
-    lanes = Lanes(n_step=3).send(*[0] * 8).send(close=1)
+    lanes = Lanes(n_step=3).send(*[0] * 8).send(close=True)
     assert lanes.flags[7] == BOUNDARY
     assert lanes.sampleable == [0, 1, 2, 3, 4, 5, 6]
 
@@ -208,13 +209,13 @@ def test_closing_at_the_wrap():
 def test_only_the_worker_s_lanes_are_closed():
     lanes = Lanes(n_lanes=4, n_step=3)
     lanes.send((0, 0), (0, 0), (1, 0), (1, 0), (2, 0), (2, 0), (3, 0), (3, 0))
-    lanes.send(first_lane=1, close=2)
+    lanes.send(first_lane=1, lanes=2, close=True)
     assert lanes.store.table[:, OPEN].tolist() == [1, 0, 0, 1]
     assert lanes.sampleable == [8, 16]
 
 
 def test_the_successor_s_rows_follow_in_the_same_chunk():
-    lanes = Lanes(n_step=2).send(RESET, 0, 0).send(RESET, 0, 0, close=1)
+    lanes = Lanes(n_step=2).send(RESET, 0, 0).send(RESET, 0, 0, close=True)
     assert lanes.sampleable == [0, 1, 3]
     assert lanes.flags[:6] == [RESET, 0, BOUNDARY, RESET, 0, 0]
 
@@ -257,3 +258,9 @@ def test_check_valid_finds_a_wrong_leaf():
         wrong[row] = 1.0 - wrong[row]
         with pytest.raises(AssertionError):
             lanes.store.check_valid(wrong)
+
+
+def test_lanes_are_whole_nodes_and_long_enough():
+    for lane_rows, n_step in ((12, 3), (8, 7), (0, 1)):
+        with pytest.raises(ValueError, match=f"lane_rows = {lane_rows}: must be a multiple of 8"):
+            LaneStore(n_lanes=1, lane_rows=lane_rows, obs_dim=1, words=1, n_step=n_step)

@@ -15,7 +15,7 @@ def windows(flags, rewards, rows, *, n_step, discount, head=None, lane_rows=None
     """One lane whose columns are given slot by slot -> serial, end, sum, bootstrap of `rows`."""
     lane_rows = lane_rows or len(flags)
     head = len(flags) if head is None else head
-    table = np.zeros((len(flags) // lane_rows, 4), dtype=np.int64)
+    table = np.zeros((len(flags) // lane_rows, 5), dtype=np.int64)
     table[:, HEAD], table[:, SLOT] = head, head % lane_rows
     row = np.array(rows, dtype=np.int64)
     serial, end = np.zeros_like(row), np.zeros_like(row)

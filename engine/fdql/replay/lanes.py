@@ -16,6 +16,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from fdql.replay.columns import zero_column
+from fdql.replay.size import FANOUT
 from fdql.replay.sum_tree import F64, I64
 from fdql.shm.chunk import BOUNDARY, EXPLORER, RESET, TERMINATED, TRUNCATED, ChunkViews
 
@@ -30,33 +32,23 @@ HEAD = 0  # serial of the next row
 SLOT = 1  # HEAD % L
 PENDING = 2  # oldest serial that is not enabled yet; HEAD when there is none
 OPEN = 3  # 1 while the newest row belongs to an unfinished episode
-LANE_WORDS = 4
+MARK = 4  # PENDING before the last call
+LANE_WORDS = 5
 
 # Counters, int64.
 STEPS = 0  # steps ever appended; BOUNDARY rows are not steps
 SAMPLEABLE = 1  # rows with a positive leaf
-TOUCHED = 2  # leaves written by the last call
-COUNTERS = 3
+COUNTERS = 2
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def touch(row: int, touched: I64, counters: I64) -> None:
-    """Remember that the leaf of `row` changed, unless the one before it has the same parent."""
-    n = counters[TOUCHED]
-    if n == 0 or touched[n - 1] >> 3 != row >> 3:
-        touched[n] = row
-        counters[TOUCHED] = n + 1
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def claim_row(lane: int, lane_rows: int, table: I64, tree: F64, touched: I64, counters: I64) -> int:
+def claim_row(lane: int, lane_rows: int, table: I64, tree: F64, counters: I64) -> int:
     """Take the row of the lane's next serial; what it held is gone and its leaf is 0."""
     slot = table[lane, SLOT]
     row: int = lane * lane_rows + slot
     if tree[row] > 0.0:
         tree[row] = 0.0
         counters[SAMPLEABLE] -= 1
-        touch(row, touched, counters)
     table[lane, HEAD] += 1
     table[lane, SLOT] = slot + 1 if slot + 1 < lane_rows else 0
     return row
@@ -64,26 +56,23 @@ def claim_row(lane: int, lane_rows: int, table: I64, tree: F64, touched: I64, co
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def enable_before(
-    end: int, lane: int, lane_rows: int, table: I64, tree: F64, priority: float, touched: I64,
-    counters: I64,
-) -> None:  # fmt: skip
+    end: int, lane: int, lane_rows: int, table: I64, tree: F64, priority: float, counters: I64
+) -> None:
     """Give the lane's pending rows with serial < end the priority; they were 0."""
     while table[lane, PENDING] < end:
         slot = table[lane, SLOT] - (table[lane, HEAD] - table[lane, PENDING])
-        row = lane * lane_rows + (slot if slot >= 0 else slot + lane_rows)
-        tree[row] = priority
+        tree[lane * lane_rows + (slot if slot >= 0 else slot + lane_rows)] = priority
         counters[SAMPLEABLE] += 1
-        touch(row, touched, counters)
         table[lane, PENDING] += 1
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def end_episode(
-    lane: int, lane_rows: int, table: I64, tree: F64, priority: float, touched: I64, counters: I64
+    lane: int, lane_rows: int, table: I64, tree: F64, priority: float, counters: I64
 ) -> None:
     """The newest row is a BOUNDARY row: enable all before it, leave nothing pending."""
     head = table[lane, HEAD]
-    enable_before(head - 1, lane, lane_rows, table, tree, priority, touched, counters)
+    enable_before(head - 1, lane, lane_rows, table, tree, priority, counters)
     table[lane, PENDING] = head
     table[lane, OPEN] = 0
 
@@ -91,7 +80,7 @@ def end_episode(
 @njit(cache=True, nogil=True, error_model="numpy")
 def close_episode(
     lane: int, lane_rows: int, table: I64, flags: U8, obs: F32, tree: F64, priority: float,
-    touched: I64, counters: I64,
+    counters: I64,
 ) -> None:  # fmt: skip
     """End the lane's episode, if one is open, although its BOUNDARY row never came.
 
@@ -104,38 +93,41 @@ def close_episode(
     slot = table[lane, SLOT] - 1
     newest = lane * lane_rows + (slot if slot >= 0 else slot + lane_rows)
     if flags[newest] & TERMINATED:
-        row = claim_row(lane, lane_rows, table, tree, touched, counters)
+        row = claim_row(lane, lane_rows, table, tree, counters)
         for k in range(obs.shape[1]):
             obs[row, k] = obs[newest, k]
         flags[row] = BOUNDARY
     else:
         flags[newest] = (flags[newest] & (EXPLORER | RESET)) | BOUNDARY
-    end_episode(lane, lane_rows, table, tree, priority, touched, counters)
+    end_episode(lane, lane_rows, table, tree, priority, counters)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def append_rows(
     chunk_lane: U16, chunk_flags: U8, chunk_reward: F32, chunk_version: U32, chunk_action: I32,
-    chunk_obs: F32, n_rows: int, first_lane: int, close_count: int,
+    chunk_obs: F32, n_rows: int, first_lane: int, n_lanes: int, close: bool,
     flags: U8, reward: F32, version: U32, action: I32, obs: F32, lane_rows: int, n_step: int,
     table: I64, tree: F64, priority: float, touched: I64, counters: I64,
-) -> None:  # fmt: skip
-    """Close the episodes of `close_count` lanes, then append rows 0..n_rows of a chunk.
+) -> int:  # fmt: skip
+    """Close the episodes of a worker's lanes if asked to, then append rows 0..n_rows of its chunk.
 
     chunk_*       columns of the chunk, R rows; chunk_action (R, W) int32 words
-    first_lane    lane of chunk_lane 0, and the first lane to close
+    first_lane    lane of chunk_lane 0; the worker has n_lanes
     flags .. obs  columns of the store, (rows,) or (rows, *)
-    table         (lanes, 4) int64: HEAD, SLOT, PENDING, OPEN
+    table         (lanes, 5) int64: HEAD, SLOT, PENDING, OPEN, MARK
     tree          leaves are tree[row]; written here, the sums above them are left to the caller
     priority      of rows that become sampleable
-    touched       (>= 3 n_rows + (n_step + 1) lanes,) int64, written: leaves to repair
-    counters      (3,) int64: STEPS, SAMPLEABLE, TOUCHED
+    touched       (>= n_rows + (n_step + 3) n_lanes,) int64, written: leaves to repair
+    counters      (2,) int64: STEPS, SAMPLEABLE
 
+    Returns how many of `touched` count: one leaf of each node of the tree that changed. In a lane
+    these lie between the first row that was pending and the last that was appended.
     Needs lane_rows >= n_step + 2, so that a pending row is never overwritten. No allocation.
     """
-    counters[TOUCHED] = 0
-    for lane in range(first_lane, first_lane + close_count):
-        close_episode(lane, lane_rows, table, flags, obs, tree, priority, touched, counters)
+    for lane in range(first_lane, first_lane + n_lanes):
+        table[lane, MARK] = table[lane, PENDING]
+        if close:
+            close_episode(lane, lane_rows, table, flags, obs, tree, priority, counters)
     for r in range(n_rows):
         lane = first_lane + int(chunk_lane[r])
         flag = chunk_flags[r]
@@ -144,14 +136,14 @@ def append_rows(
             newest = lane * lane_rows + (slot if slot >= 0 else slot + lane_rows)
             if flag & RESET or flags[newest] & (TERMINATED | TRUNCATED):
                 # The BOUNDARY row is missing: a window must not cross the edge all the same.
-                close_episode(lane, lane_rows, table, flags, obs, tree, priority, touched, counters)
-        row = claim_row(lane, lane_rows, table, tree, touched, counters)
+                close_episode(lane, lane_rows, table, flags, obs, tree, priority, counters)
+        row = claim_row(lane, lane_rows, table, tree, counters)
         flags[row] = flag
         version[row] = chunk_version[r]
         for k in range(obs.shape[1]):
             obs[row, k] = chunk_obs[r, k]
         if flag & BOUNDARY:
-            end_episode(lane, lane_rows, table, tree, priority, touched, counters)
+            end_episode(lane, lane_rows, table, tree, priority, counters)
         else:
             reward[row] = chunk_reward[r]
             for k in range(action.shape[1]):
@@ -159,47 +151,61 @@ def append_rows(
             table[lane, OPEN] = 1
             counters[STEPS] += 1
             end = table[lane, HEAD] - n_step
-            enable_before(end, lane, lane_rows, table, tree, priority, touched, counters)
+            enable_before(end, lane, lane_rows, table, tree, priority, counters)
+    n = 0
+    for lane in range(first_lane, first_lane + n_lanes):
+        left = min(table[lane, HEAD] - table[lane, MARK], lane_rows)
+        slot = table[lane, SLOT] - left
+        slot = slot if slot >= 0 else slot + lane_rows
+        while left > 0:
+            touched[n] = lane * lane_rows + slot
+            n += 1
+            step = 8 - (slot & 7)  # to the next node; a lane is made of whole nodes
+            left -= step
+            slot = slot + step if slot + step < lane_rows else 0
+    return n
 
 
 class LaneStore:
     """Rows of `n_lanes` lanes with `lane_rows` rows each.
 
     flags (rows,) uint8, reward (rows,) float32, version (rows,) uint32, action (rows, W) int32
-    words, obs (rows, O) float32: zeros that become resident as rows arrive. table (lanes, 4) int64.
+    words, obs (rows, O) float32: zeros that become resident as rows arrive. table (lanes, 5) int64.
     """
 
     def __init__(
         self, *, n_lanes: int, lane_rows: int, obs_dim: int, words: int, n_step: int
     ) -> None:
+        if lane_rows % FANOUT or lane_rows < n_step + 2:
+            raise ValueError(f"lane_rows = {lane_rows}: must be a multiple of 8 above {n_step + 1}")
         rows = n_lanes * lane_rows
         self.n_lanes = n_lanes
         self.lane_rows = lane_rows
         self.n_step = n_step
-        self.flags: U8 = np.zeros(rows, dtype=np.uint8)
-        self.reward: F32 = np.zeros(rows, dtype=np.float32)
-        self.version: U32 = np.zeros(rows, dtype=np.uint32)
-        self.action: I32 = np.zeros((rows, words), dtype=np.int32)
-        self.obs: F32 = np.zeros((rows, obs_dim), dtype=np.float32)
+        self.flags: U8 = zero_column((rows,), np.uint8)
+        self.reward: F32 = zero_column((rows,), np.float32)
+        self.version: U32 = zero_column((rows,), np.uint32)
+        self.action: I32 = zero_column((rows, words), np.int32)
+        self.obs: F32 = zero_column((rows, obs_dim), np.float32)
         self.table: I64 = np.zeros((n_lanes, LANE_WORDS), dtype=np.int64)
         self.counters: I64 = np.zeros(COUNTERS, dtype=np.int64)
         self.touched: I64 = np.zeros(0, dtype=np.int64)
 
     def append(
-        self, views: ChunkViews, n_rows: int, first_lane: int, close_count: int, tree: F64,
-        priority: float,
+        self, views: ChunkViews, n_rows: int, first_lane: int, n_lanes: int, tree: F64,
+        priority: float, *, close: bool,
     ) -> int:  # fmt: skip
         """Close lanes, append rows, write leaves. Returns how many of `touched` to repair."""
-        most = 3 * n_rows + (self.n_step + 1) * self.n_lanes
+        most = n_rows + (self.n_step + 3) * n_lanes
         if self.touched.size < most:
             self.touched = np.zeros(most, dtype=np.int64)
-        append_rows(
+        touched: int = append_rows(
             views.lane, views.flags, views.reward, views.version, views.action_words, views.obs,
-            n_rows, first_lane, close_count,
+            n_rows, first_lane, n_lanes, close,
             self.flags, self.reward, self.version, self.action, self.obs, self.lane_rows,
             self.n_step, self.table, tree, priority, self.touched, self.counters,
         )  # fmt: skip
-        return int(self.counters[TOUCHED])
+        return touched
 
     @property
     def nbytes(self) -> int:
@@ -211,7 +217,7 @@ class LaneStore:
         """AssertionError unless the table is consistent and leaf > 0 iff the row can be sampled."""
         sampleable = 0
         for lane in range(self.n_lanes):
-            head, slot, pending, is_open = self.table[lane].tolist()
+            head, slot, pending, is_open, _ = self.table[lane].tolist()
             assert slot == head % self.lane_rows
             oldest = max(0, head - self.lane_rows)
             base = lane * self.lane_rows

@@ -21,7 +21,7 @@ def n_step_windows(
     """Walk from each row over at most n_step steps of its episode. O(B n_step), no allocation.
 
     flags, reward  columns of the store; row = lane * lane_rows + serial % lane_rows
-    table          (lanes, 4) int64 lane table
+    table          (lanes, 5) int64 lane table
     row            (B,) int64, sampleable rows: the window of m <= n_step steps and row m are there
     serial         (B,) int64, written: the row's serial in its lane
     end            (B,) int64, written: row whose observation follows the window

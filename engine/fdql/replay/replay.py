@@ -10,7 +10,7 @@ import numpy as np
 from numba import njit
 
 from fdql.config import ConfigError, ReplayConfig
-from fdql.replay.batch import Batch, gather_rows
+from fdql.replay.batch import Batch, gather_rows, touch_rows
 from fdql.replay.lanes import HEAD, SAMPLEABLE, SLOT, STEPS, LaneStore
 from fdql.replay.nstep import n_step_windows
 from fdql.replay.size import default_capacity, lane_rows_for
@@ -93,7 +93,7 @@ class Replay:
 
     def _load_kernels(self, empty: Batch) -> None:
         """Compile or load every kernel now, on nothing, so that no later call waits for one."""
-        self._append(self._no_rows, 0, 0, 0)
+        self._append(self._no_rows, 0, 0, 1, close=False)
         self.statistics.observe(self._no_rows, 0, 0)
         self.tree.load_kernels()
         self._gather(empty)
@@ -137,12 +137,12 @@ class Replay:
         if not 0 <= n_rows <= views.lane.size:
             raise ValueError(f"n_rows = {n_rows}: the chunk has {views.lane.size} rows")
         self._check_lanes(first_lane, lanes_of_worker)
-        if n_rows and int(views.lane[:n_rows].max()) >= lanes_of_worker:
+        if n_rows and np.maximum.reduce(views.lane[:n_rows]) >= lanes_of_worker:
             raise ValueError(f"the chunk names a lane that is not in 0..{lanes_of_worker - 1}")
         if new_incarnation:
             self.statistics.close(first_lane, lanes_of_worker)
         before = self.steps
-        self._append(views, n_rows, first_lane, lanes_of_worker if new_incarnation else 0)
+        self._append(views, n_rows, first_lane, lanes_of_worker, close=new_incarnation)
         self.statistics.observe(views, n_rows, first_lane)
         after = self.steps
         if after >= self._rescale_at:
@@ -158,7 +158,7 @@ class Replay:
         """
         self._check_lanes(first_lane, n_lanes)
         self.statistics.close(first_lane, n_lanes)
-        self._append(self._no_rows, 0, first_lane, n_lanes)
+        self._append(self._no_rows, 0, first_lane, n_lanes, close=True)
 
     def sample(self, out: Batch) -> None:
         """Fill `out`, batch_size rows ascending by leaf. NotEnoughData when none can be."""
@@ -185,7 +185,7 @@ class Replay:
             return 0
         fresh = self._write(leaf, serial, priority)
         self.stale += leaf.size - fresh
-        mean = float(priority.sum()) / priority.size
+        mean = float(np.add.reduce(priority)) / priority.size
         self.new_priority = max(1.0, self.new_priority + PRIORITY_RATE * (mean - self.new_priority))
         return fresh
 
@@ -194,13 +194,21 @@ class Replay:
         self.tree.check_valid()
         self.rows.check_valid(self.tree.leaves)
 
-    def _append(self, views: ChunkViews, n_rows: int, first_lane: int, n_close: int) -> None:
+    def _append(
+        self, views: ChunkViews, n_rows: int, first_lane: int, n_lanes: int, *, close: bool
+    ) -> None:
         store, tree = self.rows, self.tree
-        touched = store.append(views, n_rows, first_lane, n_close, tree.tree, self.new_priority)
+        touched = store.append(
+            views, n_rows, first_lane, n_lanes, tree.tree, self.new_priority, close=close
+        )
         tree.repair(store.touched, touched)
 
     def _gather(self, out: Batch) -> None:
         store, end = self.rows, self._end
+        touch_rows(
+            out.leaf, store.n_step, store.flags, store.reward, store.version, store.action,
+            store.obs,
+        )  # fmt: skip
         n_step_windows(
             store.flags, store.reward, store.table, store.lane_rows, store.n_step,
             self.statistics.discount, out.leaf, out.serial, end, out.reward, out.discount,
