@@ -39,10 +39,7 @@ class Board:
     def show(self, row: dict[str, Any], stages: dict[str, dict[str, float]]) -> None:
         """Show the newest metrics and stage times (microseconds)."""
         if self._live is not None:
-            self._live.update(
-                Panel(Group(self._numbers(row), self._stages(stages)), title=self.title),
-                refresh=True,
-            )
+            self._live.update(self.picture(row, stages), refresh=True)
         elif time.monotonic() - self._last_line >= LINE_SECONDS:
             self._last_line = time.monotonic()
             self.console.print(
@@ -54,10 +51,14 @@ class Board:
                 soft_wrap=True,
             )
 
+    def picture(self, row: dict[str, Any], stages: dict[str, dict[str, float]]) -> Panel:
+        """The live board: numbers above, stage times below; 80 columns, 24 lines."""
+        return Panel(Group(self._numbers(row), self._stages(stages)), title=self.title)
+
     @staticmethod
     def _numbers(row: dict[str, Any]) -> Table:
-        table = Table.grid(padding=(0, 3), expand=True)
-        for _ in range(4):
+        table = Table.grid(padding=(0, 2), expand=True)
+        for _ in range(3):
             table.add_column(justify="left")
 
         def of(key: str, form: str = ",.1f") -> str:
@@ -78,9 +79,9 @@ class Board:
             ("policy lag", " / ".join(lag)),
             ("temperature", of("train/ent_coef", ".5f")),
         ]
-        for i in range(0, len(cells), 4):
+        for i in range(0, len(cells), 3):
             table.add_row(
-                *(Text.assemble((f"{k}  ", "dim"), (v, "bold")) for k, v in cells[i : i + 4])
+                *(Text.assemble((f"{k}  ", "dim"), (v, "bold")) for k, v in cells[i : i + 3])
             )
         return table
 

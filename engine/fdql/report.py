@@ -4,13 +4,12 @@ summary.
 
 from __future__ import annotations
 
-import signal
-import threading
+import os
+import sys
 import time
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import psutil
@@ -22,6 +21,19 @@ from fdql.profile import Counter, Stage, counts, percentiles, stage_table
 from fdql.run_folder import RunFolder
 
 EPISODES_AVERAGED = 100  # of the training return, as in Stable Baselines
+
+
+def monotonic() -> float:
+    """Seconds on the clock that process start times are on: since boot, sleep included."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if sys.platform == "linux" else time.time()
+
+
+def process_start() -> float:
+    """When this process was started, on the clock of `monotonic`, within 10 ms."""
+    if sys.platform == "linux":  # psutil's create_time adds the boot time rounded to a second
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        return int(fields[19]) / os.sysconf("SC_CLK_TCK")  # starttime, field 22 of the line
+    return float(psutil.Process().create_time())
 
 
 class Report:
@@ -64,7 +76,7 @@ class Report:
 
     def elapsed(self) -> float:
         """Seconds since the command was started."""
-        return time.time() - float(self.began)
+        return monotonic() - self.began
 
     @property
     def env_steps(self) -> int:
@@ -253,36 +265,3 @@ def conclude(report: Report, exit_reason: str, problem: str | None) -> RunResult
         f"{summary['wall_seconds']:.1f} s{solved}; kept in {folder.path}"
     )
     return result
-
-
-class StopRequest:
-    """Ctrl-C and SIGTERM, counted: the first asks for an orderly end, the second for an immediate
-    one.
-    """
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._old: dict[int, Any] = {}
-
-    def __enter__(self) -> StopRequest:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._old[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.count += 1
-
-    @property
-    def requested(self) -> bool:
-        """Asked to stop."""
-        return self.count > 0
-
-    @property
-    def impatient(self) -> bool:
-        """Asked twice."""
-        return self.count > 1

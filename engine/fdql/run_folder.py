@@ -44,6 +44,14 @@ COLUMNS = (
 )
 
 
+def run_dir_exists(path: Path | str) -> str:
+    """The message for a run folder that is there already."""
+    return (
+        f"run_dir = {str(path)!r} exists, and a run is never overwritten; {str(path) + '-2'!r} "
+        "works, or leave --run-dir out"
+    )
+
+
 class RunFolder:
     """Creates the folder; one writer, the supervisor (or serial mode)."""
 
@@ -59,13 +67,14 @@ class RunFolder:
             path = Path(config.run_dir)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"run_dir = {str(path)!r}: {path.parent} cannot be created ({error.strerror})"
+            ) from None
+        try:
             path.mkdir()
         except FileExistsError:
-            raise ConfigError(
-                f"run_dir = {str(path)!r} exists, and a run is never overwritten; "
-                f"{str(path) + '-2'!r} works, or "
-                "leave --run-dir out"
-            ) from None
+            raise ConfigError(run_dir_exists(path)) from None
         except OSError as error:
             raise ConfigError(
                 f"run_dir = {str(path)!r}: cannot be created ({error.strerror})"

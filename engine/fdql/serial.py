@@ -21,8 +21,9 @@ from fdql.proc.loader import Loader
 from fdql.proc.memory import RunMemory, RunPlan
 from fdql.proc.trainer import Trainer, make_learner
 from fdql.profile import Counter
-from fdql.report import Report, RunResult, StopRequest, conclude
+from fdql.report import Report, RunResult, conclude
 from fdql.run_folder import RunFolder
+from fdql.stop_request import StopRequest
 
 METRICS_STEPS = 1000  # environment steps between two rows of metrics
 

@@ -33,9 +33,10 @@ from fdql.proc.memory import (
     RunMemory,
     RunPlan,
 )
-from fdql.report import Report, RunResult, StopRequest, conclude
-from fdql.run_folder import RunFolder
+from fdql.report import Report, RunResult, conclude
+from fdql.run_folder import RunFolder, run_dir_exists
 from fdql.shm.records import Record, now_ns
+from fdql.stop_request import StopRequest
 
 POLL_MS = 100  # longest sleep of the supervisor
 METRICS_SECONDS = 1.0  # between two rows of metrics
@@ -53,11 +54,7 @@ def train(config: Config, *, quiet: bool = False) -> RunResult:
     cores = allowed_cores()
     config = resolve(config, cores=cores)
     if config.run_dir is not None and os.path.lexists(config.run_dir):
-        raise ConfigError(
-            f"run_dir = {config.run_dir!r} exists, and a run is never overwritten; "
-            f"{config.run_dir + '-2'!r} works, "
-            "or leave --run-dir out"
-        )
+        raise ConfigError(run_dir_exists(config.run_dir))
     probe = make_env(config.env)
     try:
         env = describe(config.env, probe)

@@ -1,0 +1,41 @@
+"""Ctrl-C and SIGTERM as a request that the run looks at between two of its rounds."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+
+class StopRequest:
+    """Ctrl-C and SIGTERM, counted: the first asks for an orderly end, the second for an immediate
+    one.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._old: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._old[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.count += 1
+
+    @property
+    def requested(self) -> bool:
+        """Asked to stop."""
+        return self.count > 0
+
+    @property
+    def impatient(self) -> bool:
+        """Asked twice."""
+        return self.count > 1
