@@ -15,6 +15,7 @@ from fdql.config import ConfigError, ReplayConfig
 from fdql.replay import batch, lanes, nstep, replay, statistics, sum_tree
 from fdql.replay.replay import Batch, Replay
 from fdql.replay.size import default_capacity, nbytes_for, row_nbytes
+from fdql.replay.state import load_replay_state, replay_state
 from fdql.replay.sum_tree import NotEnoughData, PriorityError
 from fdql.shm.chunk import ChunkSchema, ChunkViews
 from hypothesis import settings
@@ -295,6 +296,42 @@ def story(seed: int) -> str:
 def test_a_seed_gives_the_same_batches():
     assert story(3) == story(3)
     assert story(3) != story(4)
+
+
+@pytest.mark.parametrize("chunks", [3, 40])  # lanes partly filled; lanes overwritten
+def test_a_saved_replay_goes_on_bit_for_bit(chunks):
+    rng = np.random.default_rng(6)
+    memory, other = (make(n_lanes=32, batch_size=16, seed=seed) for seed in (1, 2))
+    out, again = (Batch.allocate(16, OBS, ACTIONS, False) for _ in range(2))
+    for _ in range(chunks):
+        views = random_chunk(rng, 30, 3)
+        memory.ingest(views, views.lane.size, 5, lanes_of_worker=3)
+        memory.sample(out)
+        memory.update_priorities(out.leaf, out.serial, 1 + rng.random(16))
+    saved = {name: array.copy() for name, array in replay_state(memory).items()}
+    most = max(memory.rows.table[:, 0].max(), 0)
+    assert saved["obs"].shape == (32, min(most, memory.rows.lane_rows), OBS)
+    load_replay_state(other, saved)
+    other.check_valid()
+    for _ in range(5):
+        views, p = random_chunk(rng, 30, 3), 1 + rng.random(16)
+        for each, batch_ in ((memory, out), (other, again)):
+            each.ingest(views, views.lane.size, 5, lanes_of_worker=3)
+            each.sample(batch_)
+            each.update_priorities(batch_.leaf, batch_.serial, p)
+        for name in Batch.__dataclass_fields__:
+            assert np.array_equal(getattr(out, name), getattr(again, name)), name
+    after, after_load = replay_state(memory), replay_state(other)
+    assert list(after) == list(after_load)
+    for name in after:
+        assert after[name].tobytes() == after_load[name].tobytes(), name
+
+
+def test_a_saved_replay_of_another_shape_is_refused():
+    saved = replay_state(make(n_step=3))
+    other = make(n_step=2)
+    with pytest.raises(ConfigError, match="the saved replay has n_step = 3 and this one 2"):
+        load_replay_state(other, saved)
 
 
 @pytest.mark.skipif(numba_config.DISABLE_JIT, reason="is that other process")

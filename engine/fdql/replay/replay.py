@@ -82,8 +82,8 @@ class Replay:
         self.tree = SumTree(n_lanes * lane_rows)
         self.new_priority = 1.0  # of rows that become sampleable: running mean of the learner's
         self.stale = 0  # priorities dropped because their row was overwritten
-        self._rescale_at = 1  # steps
-        self._rng = np.random.Generator(np.random.PCG64(seed))
+        self.rescale_at = 1  # steps
+        self.rng = np.random.Generator(np.random.PCG64(seed))
         self._u: F64 = np.zeros(batch_size, dtype=np.float64)
         self._end: I64 = np.zeros(batch_size, dtype=np.int64)
         self._touched: I64 = np.zeros(batch_size, dtype=np.int64)
@@ -145,9 +145,9 @@ class Replay:
         self._append(views, n_rows, first_lane, lanes_of_worker, close=new_incarnation)
         self.statistics.observe(views, n_rows, first_lane)
         after = self.steps
-        if after >= self._rescale_at:
+        if after >= self.rescale_at:
             self.statistics.rescale()
-            self._rescale_at = after + RESCALE_STEPS
+            self.rescale_at = after + RESCALE_STEPS
         return after - before
 
     def close_lanes(self, first_lane: int, n_lanes: int) -> None:
@@ -164,7 +164,7 @@ class Replay:
         """Fill `out`, batch_size rows ascending by leaf. NotEnoughData when none can be."""
         if out.leaf.size != self._u.size:
             raise ValueError(f"a batch of {out.leaf.size}: this replay draws {self._u.size} rows")
-        self._rng.random(out=self._u)
+        self.rng.random(out=self._u)
         self.tree.draw(self._u, out.leaf)
         self._gather(out)
         out.obs_mean[:] = self.statistics.obs_mean
