@@ -62,9 +62,7 @@ class Report:
             if stop_at == "never"
             else float(stop_at)
         )
-        self.began = (
-            psutil.Process().create_time()
-        )  # the clock starts with the command, imports included
+        self.began = process_start()  # the clock starts with the command, imports included
         self.restarts = 0
         self.returns: deque[float] = deque(maxlen=EPISODES_AVERAGED)
         self.lengths: deque[int] = deque(maxlen=EPISODES_AVERAGED)
