@@ -224,7 +224,7 @@ class CompiledLearner:
             params=self.params[:split], target=self.target, grad=self._gradient[:split],
             m=self.moments[0, :split], v=self.moments[1, :split], keep=self._keep[:split],
             **_activations(rows, w),
-            logits=_f32(rows, s.bins), w2=_f32(w, s.bins), w2_grad=_f32(w, s.bins),
+            logits=_f32(rows, s.bins), columns=_f32(w, s.bins),
             support=np.linspace(-s.v_max, s.v_max, s.bins, dtype=np.float32),
             first=np.zeros(rows, np.int64), p=_f32(rows, window), y=_f32(rows), q=_f32(2, rows),
             starts=np.linspace(0, rows, groups + 1).astype(np.int64),

@@ -10,9 +10,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from fdql.sac.jit import kernel
 from fdql.sac.kernels_dense import Hidden, forward, net_at, normalise_obs
 from fdql.sac.kernels_heads import mean_value, std_of
 from fdql.sac.kernels_math import HALF, ONE, TWO, tanh
@@ -40,14 +40,14 @@ class Scratch(NamedTuple):
     b: F32
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel()
 def _hidden(s: Scratch, rows: int) -> Hidden:
     """Both layers in the same memory: nothing has to be kept for a backward pass."""
     n, h, r = s.n[:rows], s.h[:rows], s.r[:rows]
     return Hidden(n, h, r, n, h, r)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel()
 def mean_q(snapshot: F32, obs: F32, support: F32, s: Scratch) -> F32:
     """Mean of both critics' values of every action: view (n, A) of the scratch. obs (n, O) raw."""
     rows, obs_dim = obs.shape
@@ -65,7 +65,7 @@ def mean_q(snapshot: F32, obs: F32, support: F32, s: Scratch) -> F32:
     return q
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel()
 def mean_and_std(snapshot: F32, obs: F32, s: Scratch) -> tuple[F32, F32]:
     """The actor's normal before tanh: mean and deviation, views (n, A) of the scratch.
 
@@ -84,7 +84,7 @@ def mean_and_std(snapshot: F32, obs: F32, s: Scratch) -> tuple[F32, F32]:
     return mean, std
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel()
 def greedy_discrete(snapshot: F32, obs: F32, support: F32, s: Scratch, out: I32) -> None:
     """out (n,) = argmax_a mean_i Q_i."""
     q = mean_q(snapshot, obs, support, s)
@@ -92,7 +92,7 @@ def greedy_discrete(snapshot: F32, obs: F32, support: F32, s: Scratch, out: I32)
         out[i] = np.argmax(q[i])
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel()
 def greedy_continuous(snapshot: F32, obs: F32, s: Scratch, out: F32) -> None:
     """out (n, A) = tanh(mean)."""
     mean, _ = mean_and_std(snapshot, obs, s)
@@ -101,7 +101,7 @@ def greedy_continuous(snapshot: F32, obs: F32, s: Scratch, out: F32) -> None:
             out[i, j] = tanh(mean[i, j])
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel()
 def hold_steps(cumulative: F64, u: float) -> int:
     """Steps a fresh noise lasts, 1..len(cumulative): the inverse of that distribution at u."""
     k = 0
@@ -110,7 +110,7 @@ def hold_steps(cumulative: F64, u: float) -> int:
     return k + 1
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel()
 def act_boltzmann(
     snapshot: F32, obs: F32, support: F32, s: Scratch, lanes: I64, explorer: BoolArray,
     uniform: F64, epsilon: float, cumulative: F64, left: I64, held: I64, out: I32,
@@ -143,7 +143,7 @@ def act_boltzmann(
                 out[i] = held[lane]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel()
 def act_tanh_normal(
     snapshot: F32, obs: F32, s: Scratch, lanes: I64, explorer: BoolArray,
     normal: F32, uniform: F64, factor: np.float32, least: np.float32,
@@ -174,7 +174,7 @@ def act_tanh_normal(
             out[i, j] = tanh(mean[i, j] + deviation * noise)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel()
 def hold_uniform_discrete(
     lanes: I64, actions: int, uniform: F64, cumulative: F64, left: I64, held: I64, out: I32
 ) -> None:
@@ -188,7 +188,7 @@ def hold_uniform_discrete(
         out[i] = held[lane]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel()
 def hold_uniform(
     lanes: I64, uniform: F32, hold: F64, cumulative: F64, left: I64, held: F32, out: F32
 ) -> None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 
+from fdql.sac.jit import kernel
 from fdql.sac.kernels_math import REDUCTION, ZERO
 from fdql.sac.learner import ADAM_BETA1, ADAM_BETA2, ADAM_EPS, CLIP_EPS
 from fdql.sac.nets import F32
@@ -22,7 +22,7 @@ _MIX2 = np.float32(1.0 - ADAM_BETA2)
 _EPS = np.float32(ADAM_EPS)
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=REDUCTION)
+@kernel(fastmath=REDUCTION)
 def _squares(g: F32) -> np.float32:
     total = ZERO
     for j in range(g.size):
@@ -30,7 +30,7 @@ def _squares(g: F32) -> np.float32:
     return total
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel()
 def gradient_norm(g: F32) -> float:
     """Euclidean norm of g (P,); NaN or infinite when a component is, or when it is above 1e19."""
     total = 0.0
@@ -39,13 +39,13 @@ def gradient_norm(g: F32) -> float:
     return math.sqrt(total)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel()
 def clip_factor(norm: float, clip: float) -> float:
     """The factor that brings a gradient of this norm to at most `clip`."""
     return min(1.0, clip / (norm + CLIP_EPS))
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=REDUCTION)
+@kernel(fastmath=REDUCTION)
 def _adamw(
     p: F32,
     g: F32,
@@ -65,7 +65,7 @@ def _adamw(
         p[j] = keep[j] * p[j] - rate * first / (np.sqrt(second) * root + _EPS)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel()
 def adamw(p: F32, g: F32, m: F32, v: F32, keep: F32, factor: float, rate: float, step: int) -> None:
     """One step of AdamW (Loshchilov 2019, algorithm 2), all (P,) float32, in place; step from 1.
 
@@ -79,7 +79,7 @@ def adamw(p: F32, g: F32, m: F32, v: F32, keep: F32, factor: float, rate: float,
     )  # fmt: skip
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=REDUCTION)
+@kernel(fastmath=REDUCTION)
 def follow(target: F32, p: F32, share: float) -> None:
     """target += share (p - target), both (P,) (Polyak averaging)."""
     mix = np.float32(share)

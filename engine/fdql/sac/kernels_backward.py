@@ -11,8 +11,8 @@ where `mean` is over the units of a row (Ba 2016).
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from fdql.sac.jit import kernel
 from fdql.sac.kernels_dense import Hidden, Net
 from fdql.sac.kernels_math import ONE, REDUCTION, ZERO
 from fdql.sac.nets import F32
@@ -20,7 +20,7 @@ from fdql.sac.nets import F32
 _FEW = 16  # inputs below which a plain loop beats BLAS
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=REDUCTION)
+@kernel(fastmath=REDUCTION)
 def add_rows(d: F32, total: F32) -> None:
     """total (o,) = sum of the rows of d (n, o)."""
     for j in range(total.size):
@@ -30,7 +30,7 @@ def add_rows(d: F32, total: F32) -> None:
             total[j] += d[i, j]
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=REDUCTION)
+@kernel(fastmath=REDUCTION)
 def norm_relu_backward_input(d: F32, x: F32, n: F32, r: F32, g: F32) -> None:
     """d (rows, w): dL/dx' in, dL/dz out; x = x', n, r as norm_relu left them."""
     rows, w = d.shape
@@ -51,7 +51,7 @@ def norm_relu_backward_input(d: F32, x: F32, n: F32, r: F32, g: F32) -> None:
             d[i, j] = scale * (d[i, j] - total - n[i, j] * along)
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=REDUCTION)
+@kernel(fastmath=REDUCTION)
 def norm_relu_backward(d: F32, x: F32, n: F32, r: F32, g: F32, dg: F32, dh: F32, db: F32) -> None:
     """As norm_relu_backward_input, and the gradients dg, dh, db (w,) of the layer's vectors."""
     rows, w = d.shape
@@ -81,7 +81,7 @@ def norm_relu_backward(d: F32, x: F32, n: F32, r: F32, g: F32, dg: F32, dh: F32,
             db[j] += v
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=REDUCTION)
+@kernel(fastmath=REDUCTION)
 def _input_gradient(x: F32, d: F32, dw: F32) -> None:
     """dw (i, w) = x^T d; x (n, i), d (n, w). 4 x 256 x 128: 9 us this way, 30 us in BLAS."""
     n, w = d.shape
@@ -103,7 +103,7 @@ def _input_gradient(x: F32, d: F32, dw: F32) -> None:
                 dw[k, j] += x[i, k] * d[i, j]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel()
 def backward_hidden(net: Net, grad: Net, x: F32, hidden: Hidden, d2: F32, d1: F32) -> None:
     """Gradients of both hidden layers. d2 (n, w): dL/dx2 in, overwritten; d1 (n, w): scratch."""
     norm_relu_backward(d2, hidden.x2, hidden.n1, hidden.r1, net.g1, grad.g1, grad.h1, grad.b1)
@@ -113,7 +113,7 @@ def backward_hidden(net: Net, grad: Net, x: F32, hidden: Hidden, d2: F32, d1: F3
     _input_gradient(x, d1, grad.w0)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel()
 def backward(net: Net, grad: Net, x: F32, hidden: Hidden, d: F32, d2: F32, d1: F32) -> None:
     """All gradients of the network. d (n, o) = dL/dout; d2, d1 (n, w) scratch."""
     np.dot(hidden.x2.T, d, grad.w2)
@@ -122,7 +122,7 @@ def backward(net: Net, grad: Net, x: F32, hidden: Hidden, d: F32, d2: F32, d1: F
     backward_hidden(net, grad, x, hidden, d2, d1)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel()
 def backward_input(net: Net, hidden: Hidden, d: F32, d2: F32, d1: F32, first: int, dx: F32) -> None:
     """dx (n, c) = dL/dx[:, first : first + c], parameters fixed. d (n, o) = dL/dout."""
     np.dot(d, net.w2.T, d2)

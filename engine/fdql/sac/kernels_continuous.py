@@ -13,9 +13,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from fdql.sac.jit import kernel
 from fdql.sac.kernels_adamw import adamw, clip_factor, gradient_norm
 from fdql.sac.kernels_backward import backward, backward_input
 from fdql.sac.kernels_critic import (
@@ -77,7 +77,7 @@ class Actor(NamedTuple):
     order: I64
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel()
 def _join(s: F32, action: F32, x: F32) -> None:
     """x (B, O + A) = s (B, O) beside action (B, A)."""
     obs_dim = s.shape[1]
@@ -88,7 +88,7 @@ def _join(s: F32, action: F32, x: F32) -> None:
             x[i, obs_dim + j] = action[i, j]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel()
 def _next_value(c: Critics, a: Actor, noise: F32) -> F32:
     """V(s') = min_k Qbar_k(s', a') at one a' ~ pi(.|s'): view (B,) of the critics' memory."""
     w = a.x1.shape[1]
@@ -106,7 +106,7 @@ def _next_value(c: Critics, a: Actor, noise: F32) -> F32:
     return v
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel()
 def actor_gradient(
     c: Critics, a: Actor, temperature: float, noise: F32
 ) -> tuple[float, float, float]:
@@ -137,7 +137,7 @@ def actor_gradient(
     return temperature * ln_density - value / rows, -ln_density, std
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel()
 def update_continuous(
     c: Critics, a: Actor, rates: Rates, temperature: float, step: int, actor_step: int,
     next_noise: F32, noise: F32, obs: F32, action: F32, reward: F32, discount: F32, next_obs: F32,

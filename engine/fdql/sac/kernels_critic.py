@@ -11,12 +11,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from fdql.sac.jit import kernel
 from fdql.sac.kernels_adamw import adamw, clip_factor, follow, gradient_norm
 from fdql.sac.kernels_backward import add_rows, backward_hidden
-from fdql.sac.kernels_dense import Hidden, Net, add_bias, forward_hidden, net_at, product
+from fdql.sac.kernels_dense import Hidden, add_bias, forward_hidden, net_at, product
 from fdql.sac.kernels_heads import cross_entropy_gradient, hl_gauss_target
 from fdql.sac.kernels_math import ZERO
 from fdql.sac.nets import F32
@@ -31,7 +31,7 @@ class Critics(NamedTuple):
     params, target, grad, m, v, keep (P,)   flat vectors; keep is AdamW's decay factor
     n0 x1 n1 x2 d2 d1 (B, w), r0 r1 (B,)    activations and their gradients, of one critic at a time
     logits (B, K)                           of the action in the batch; then their gradient
-    w2 w2_grad (w, K)                       the output layer's columns of one action
+    columns (w, K)                          the output layer's columns of one action
     support (K,), first (B,), p (B, W)      bins, and the target distributions
     y (B,), q (2, B)                        target values; both critics' values at the action taken
     starts (A + 1,)                         rows starts[a] : starts[a + 1] have action a; [0, B] if
@@ -53,8 +53,7 @@ class Critics(NamedTuple):
     d2: F32
     d1: F32
     logits: F32
-    w2: F32
-    w2_grad: F32
+    columns: F32
     support: F32
     first: I64
     p: F32
@@ -75,56 +74,66 @@ class Rates(NamedTuple):
     priority_exponent: float
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel()
 def hidden_of(c: Critics) -> Hidden:
     """The activations' memory as the network kernels want it."""
     return Hidden(c.n0, c.x1, c.r0, c.n1, c.x2, c.r1)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
-def _columns(c: Critics, net: Net, at: int) -> F32:
-    """net.w2[:, at : at + K], contiguous for BLAS: a copy, unless it is the whole matrix."""
-    if c.starts.size == 2:
-        return net.w2
-    for i in range(c.w2.shape[0]):
-        for j in range(c.w2.shape[1]):
-            c.w2[i, j] = net.w2[i, at + j]
-    return c.w2
+@kernel()
+def _take_columns(wide: F32, at: int, narrow: F32) -> F32:
+    """wide[:, at : at + K], contiguous: copied to narrow (w, K), unless it is all of wide."""
+    if wide.shape[1] == narrow.shape[1]:
+        return wide
+    for i in range(narrow.shape[0]):
+        for j in range(narrow.shape[1]):
+            narrow[i, j] = wide[i, at + j]
+    return narrow
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
-def _output_forward(c: Critics, net: Net) -> None:
-    """logits (B, K) of every row's own action."""
-    bins = c.support.size
-    for a in range(c.starts.size - 1):
-        first, stop, at = c.starts[a], c.starts[a + 1], a * bins
+@kernel()
+def _put_columns(narrow: F32, wide: F32, at: int) -> None:
+    """wide[:, at : at + K] = narrow (w, K)."""
+    for i in range(narrow.shape[0]):
+        for j in range(narrow.shape[1]):
+            wide[i, at + j] = narrow[i, j]
+
+
+@kernel()
+def output_forward(x2: F32, w2: F32, b2: F32, starts: I64, columns: F32, logits: F32) -> None:
+    """logits (B, K) of every row's own action; columns (w, K) scratch."""
+    bins = columns.shape[1]
+    for a in range(starts.size - 1):
+        first, stop, at = starts[a], starts[a + 1], a * bins
         if first < stop:
-            logits = c.logits[first:stop]
-            product(c.x2[first:stop], _columns(c, net, at), logits)
-            add_bias(logits, net.b2[at : at + bins])
+            product(x2[first:stop], _take_columns(w2, at, columns), logits[first:stop])
+            add_bias(logits[first:stop], b2[at : at + bins])
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
-def _output_backward(c: Critics, net: Net, grad: Net) -> None:
-    """From dL/dlogits (B, K): gradients of the output layer, and d2 = dL/dx2."""
-    bins = c.support.size
-    for a in range(c.starts.size - 1):
-        first, stop, at = c.starts[a], c.starts[a + 1], a * bins
-        d = c.logits[first:stop]
-        add_rows(d, grad.b2[at : at + bins])
-        if c.starts.size == 2:
-            np.dot(c.x2.T, d, grad.w2)
+@kernel()
+def output_backward(
+    x2: F32, w2: F32, starts: I64, columns: F32, d: F32, dw2: F32, db2: F32, d2: F32
+) -> None:
+    """From d = dL/dlogits (B, K): dw2, db2, and d2 (B, w) = dL/dx2; columns (w, K) scratch."""
+    bins = columns.shape[1]
+    for a in range(starts.size - 1):
+        first, stop, at = starts[a], starts[a + 1], a * bins
+        rows = d[first:stop]
+        add_rows(rows, db2[at : at + bins])
+        if dw2.shape[1] == bins:
+            np.dot(x2.T, rows, dw2)
+        elif first < stop:
+            np.dot(x2[first:stop].T, rows, columns)
+            _put_columns(columns, dw2, at)
         else:
-            if first < stop:
-                np.dot(c.x2[first:stop].T, d, c.w2_grad)
-            for i in range(c.w2_grad.shape[0]):
+            for i in range(dw2.shape[0]):
                 for j in range(bins):
-                    grad.w2[i, at + j] = c.w2_grad[i, j] if first < stop else ZERO
+                    dw2[i, at + j] = ZERO
         if first < stop:
-            np.dot(d, _columns(c, net, at).T, c.d2[first:stop])
+            np.dot(rows, _take_columns(w2, at, columns).T, d2[first:stop])
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel()
 def critics_gradient(c: Critics, x: F32) -> float:
     """Fill `grad` and q from x (B, i) and the targets first, p; returns the loss of both critics.
 
@@ -137,14 +146,14 @@ def critics_gradient(c: Critics, x: F32) -> float:
         net = net_at(c.params, 0, 2, k, i, w, o)
         grad = net_at(c.grad, 0, 2, k, i, w, o)
         forward_hidden(net, x, hidden)
-        _output_forward(c, net)
+        output_forward(c.x2, net.w2, net.b2, c.starts, c.columns, c.logits)
         loss += cross_entropy_gradient(c.logits, c.support, c.first, c.p, c.q[k])
-        _output_backward(c, net, grad)
+        output_backward(c.x2, net.w2, c.starts, c.columns, c.logits, grad.w2, grad.b2, c.d2)
         backward_hidden(net, grad, x, hidden, c.d2, c.d1)
     return loss
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel()
 def critics_step(c: Critics, rates: Rates, step: int) -> float:
     """Clip the gradient of both critics together, apply AdamW, move the target critics.
 
@@ -158,7 +167,7 @@ def critics_step(c: Critics, rates: Rates, step: int) -> float:
     return norm
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel()
 def targets(
     c: Critics, order: I64, reward: F32, discount: F32, v: F32, reward_scale: float, rates: Rates
 ) -> float:
@@ -179,7 +188,7 @@ def targets(
     return clipped / v.size
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel()
 def priorities(c: Critics, order: I64, rates: Rates, out: F64) -> tuple[float, float]:
     """out = max(|y - Q| / bin width, 1) ** exponent, Q the critics' mean (LAP, Fujimoto 2020).
 

@@ -12,9 +12,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from fdql.sac.jit import kernel
 from fdql.sac.kernels_critic import (
     Critics,
     Rates,
@@ -54,7 +54,7 @@ class Discrete(NamedTuple):
     v: F32
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel()
 def sort_by_action(action: I32, order: I64, starts: I64) -> None:
     """Counting sort, stable: rows order[starts[a] : starts[a + 1]] have action a."""
     for a in range(starts.size):
@@ -74,14 +74,14 @@ def sort_by_action(action: I32, order: I64, starts: I64) -> None:
     starts[0] = 0
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel()
 def _take_rows(source: F32, order: I64, out: F32) -> None:
     for i in range(order.size):
         for j in range(source.shape[1]):
             out[i, j] = source[order[i], j]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel()
 def _action_values(c: Critics, d: Discrete, flat: F32, q0: F32, q1: F32) -> None:
     """q_k (B, A) = Q_k(s', .) of both critics with the parameters `flat`."""
     rows, actions = q0.shape
@@ -93,7 +93,7 @@ def _action_values(c: Critics, d: Discrete, flat: F32, q0: F32, q1: F32) -> None
         mean_value(d.out.reshape((rows * actions, bins)), c.support, q.reshape(rows * actions))
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel()
 def update_discrete(
     c: Critics, d: Discrete, rates: Rates, temperature: float, goal: float, solve: bool, step: int,
     obs: F32, action: I32, reward: F32, discount: F32, next_obs: F32,

@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from fdql.sac.jit import kernel
 from fdql.sac.kernels_math import HALF, ONE, REDUCTION, TWO, ZERO, erf, exp, softplus, tanh
 from fdql.sac.learner import LN_TEMPERATURE_MAX, SOLVE_BISECTIONS
 from fdql.sac.nets import F32, LOG_STD_HALF, LOG_STD_MIN
@@ -28,21 +28,33 @@ _HALF_LN_2PI = np.float32(0.5 * math.log(2.0 * math.pi))
 # -- critic ---------------------------------------------------------------------------------------
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=REDUCTION | {"nnan"})
+@kernel(fastmath=REDUCTION | {"nnan"})
 def highest(row: F32) -> np.float32:
-    """Largest value of row (K,). Of a row with NaN: any value (the exponentials keep the NaN)."""
+    """Largest value of row (k,), up to rounding; any value if there is a NaN.
+
+    LLVM makes SIMD of this form (4 us for 512 x 101 values), not of max(m, row[j]) (16 us).
+    """
     m = row[0]
     for j in range(row.size):
-        m = max(m, row[j])
+        above = row[j] - m
+        m += above if above > ZERO else ZERO
     return m
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=REDUCTION)
+@kernel()
+def row_maxima(logits: F32, out: F32) -> None:
+    """out[i] = max_j logits[i, j]. A pass of its own: exponentials need not wait for each row's."""
+    for i in range(out.size):
+        out[i] = highest(logits[i])
+
+
+@kernel(fastmath=REDUCTION)
 def mean_value(logits: F32, support: F32, out: F32) -> None:
     """out[i] = sum_j support[j] softmax(logits[i])[j]; logits (n, K), support (K,), out (n,)."""
+    row_maxima(logits, out)
     n, bins = logits.shape
     for i in range(n):
-        m = highest(logits[i])
+        m = out[i]
         total = ZERO
         weighted = ZERO
         for j in range(bins):
@@ -52,7 +64,7 @@ def mean_value(logits: F32, support: F32, out: F32) -> None:
         out[i] = weighted / total
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=REDUCTION)
+@kernel(fastmath=REDUCTION)
 def hl_gauss_target(y: F32, bins: int, v_max: float, sigma_bins: float, first: I64, p: F32) -> None:
     """Normal(y, sigma) cut to the bins: p_j = (Phi(e_j+1) - Phi(e_j)) / normaliser (Imani 2018).
 
@@ -69,16 +81,17 @@ def hl_gauss_target(y: F32, bins: int, v_max: float, sigma_bins: float, first: I
         at = (y[i] + top) * per_unit  # y in bins, centre of bin 0 is 0
         low = min(max(int(at + HALF) - w // 2, 0), bins - w)
         first[i] = low
-        start = np.float32(low) - HALF - at
+        start = (np.float32(low) - HALF - at) * scale  # the window's lower edge, in sigma sqrt 2
         for j in range(w):
-            edge = (start + np.float32(j)) * scale
-            p[i, j] = erf(edge + scale) - erf(edge)
-        share = ONE / (erf((start + np.float32(w)) * scale) - erf(start * scale))
-        for j in range(w):
-            p[i, j] *= share
+            p[i, j] = erf(start + np.float32(j + 1) * scale)
+        below = erf(start)
+        share = ONE / (p[i, w - 1] - below)
+        for j in range(w - 1, 0, -1):
+            p[i, j] = (p[i, j] - p[i, j - 1]) * share
+        p[i, 0] = (p[i, 0] - below) * share
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=REDUCTION)
+@kernel(fastmath=REDUCTION)
 def cross_entropy_gradient(logits: F32, support: F32, first: I64, p: F32, q: F32) -> float:
     """Loss of one critic, -mean_i sum_j p_ij ln softmax(l_i)_j, and its gradient.
 
@@ -90,9 +103,10 @@ def cross_entropy_gradient(logits: F32, support: F32, first: I64, p: F32, q: F32
     w = p.shape[1]
     share = ONE / np.float32(n)
     loss = 0.0
+    row_maxima(logits, q)
     for i in range(n):
         at = first[i]
-        m = highest(logits[i])
+        m = q[i]
         expected = ZERO
         for j in range(w):
             expected += p[i, j] * logits[i, at + j]
@@ -113,12 +127,13 @@ def cross_entropy_gradient(logits: F32, support: F32, first: I64, p: F32, q: F32
     return loss / n
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=REDUCTION)
+@kernel(fastmath=REDUCTION)
 def value_gradient(logits: F32, support: F32, weight: float, q: F32) -> None:
-    """Gradient of weight sum_i Q_i: logits (n, K) in; out: weight p_ij (support_j - Q_i); q (n,)."""
+    """Gradient of weight sum_i Q_i: logits (n, K), then weight p_ij (support_j - Q_i); q (n,)."""
     n, bins = logits.shape
+    row_maxima(logits, q)
     for i in range(n):
-        m = highest(logits[i])
+        m = q[i]
         total = ZERO
         weighted = ZERO
         for j in range(bins):
@@ -136,7 +151,7 @@ def value_gradient(logits: F32, support: F32, weight: float, q: F32) -> None:
 # -- discrete actions: the policy is a function of the critics ------------------------------------
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel()
 def boltzmann_value(q: F32, low: F32, temperature: float, v: F32) -> float:
     """v_i = sum_a pi(a|s_i) low_ia with pi = softmax(q / temperature); returns the mean entropy.
 
@@ -161,7 +176,7 @@ def boltzmann_value(q: F32, low: F32, temperature: float, v: F32) -> float:
     return entropy / n
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel()
 def temperature_root(q: F32, goal: float, ln_lowest: float, scratch: F32) -> float:
     """ln temperature at which softmax(q / temperature) has mean entropy `goal`; q (n, A).
 
@@ -181,13 +196,13 @@ def temperature_root(q: F32, goal: float, ln_lowest: float, scratch: F32) -> flo
 # -- continuous actions: a normal variable squashed by tanh ----------------------------------------
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel()
 def std_of(raw: np.float32) -> np.float32:
     """Standard deviation before tanh from the actor's raw output, exp(-10) .. exp(2)."""
     return exp(LOG_STD_LOW + LOG_STD_SPAN * (ONE + tanh(raw)))
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=REDUCTION)
+@kernel(fastmath=REDUCTION)
 def tanh_normal(out: F32, noise: F32, action: F32) -> None:
     """action = tanh(mean + std noise). out (n, 2 A): means, raw log stds; noise (n, A)."""
     n, components = noise.shape
@@ -197,7 +212,7 @@ def tanh_normal(out: F32, noise: F32, action: F32) -> None:
             action[i, j] = tanh(out[i, j] + std * noise[i, j])
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=REDUCTION)
+@kernel(fastmath=REDUCTION)
 def tanh_normal_ln_density(out: F32, noise: F32) -> tuple[float, float]:
     """Mean over the rows of ln pi(a|s) at a = tanh(mean + std noise), and mean of std.
 
@@ -222,7 +237,7 @@ def tanh_normal_ln_density(out: F32, noise: F32) -> tuple[float, float]:
     return density / n, deviation / (n * components)
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=REDUCTION)
+@kernel(fastmath=REDUCTION)
 def tanh_normal_gradient(out: F32, noise: F32, action: F32, temperature: float, da: F32) -> None:
     """Gradient of mean_i[temperature ln pi(a_i|s_i)] + L(action), through action = tanh(u).
 

@@ -8,7 +8,8 @@ reassociated: the order of operations below is what keeps the rounding error sma
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from fdql.sac.jit import kernel
 
 ARITHMETIC = {"contract", "nsz"}  # fused multiply-add allowed, reordering not
 REDUCTION = {
@@ -63,7 +64,7 @@ _L7 = np.float32(-2.4999993993e-1)
 _L8 = np.float32(3.3333331174e-1)
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=ARITHMETIC)
+@kernel(fastmath=ARITHMETIC)
 def exp(x: np.float32) -> np.float32:
     """e**x for x <= 88, relative error < 2e-7; from -87 down it stays at e**-87 = 1.6e-38."""
     x = _EXP_LOWEST if x < _EXP_LOWEST else x
@@ -76,7 +77,7 @@ def exp(x: np.float32) -> np.float32:
     return np.int32(p.view(np.int32) + (shifted.view(np.int32) << _EXPONENT_BITS)).view(np.float32)
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=ARITHMETIC)
+@kernel(fastmath=ARITHMETIC)
 def tanh(x: np.float32) -> np.float32:
     """tanh x, relative error < 3e-7."""
     size = abs(x)
@@ -88,7 +89,7 @@ def tanh(x: np.float32) -> np.float32:
     return small if size < _TANH_SMALL else large
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=ARITHMETIC)
+@kernel(fastmath=ARITHMETIC)
 def log1p_unit(x: np.float32) -> np.float32:
     """ln(1 + x) for x in [0, 1], absolute error < 1.5e-7."""
     y = ONE + x
@@ -101,13 +102,13 @@ def log1p_unit(x: np.float32) -> np.float32:
     return value + LN2 if halve else value
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=ARITHMETIC)
+@kernel(fastmath=ARITHMETIC)
 def softplus(x: np.float32) -> np.float32:
     """ln(1 + e**x) without overflow."""
     return (x if x > ZERO else ZERO) + log1p_unit(exp(-abs(x)))
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=ARITHMETIC)
+@kernel(fastmath=ARITHMETIC)
 def erf(x: np.float32) -> np.float32:
     """Error function, absolute error < 6e-7."""
     size = abs(x)
