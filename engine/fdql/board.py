@@ -98,12 +98,14 @@ class Board:
 
     def note(self, text: str) -> None:
         """Print one line that stays."""
-        self.console.print(text, markup=False, soft_wrap=True)
+        self.console.print(text, markup=False, soft_wrap=not self.console.is_terminal)
 
     def problem(self, text: str) -> None:
         """Print to standard error."""
         if self._live is not None:
-            self.console.print(text, style="bold red", markup=False, soft_wrap=True)
+            self.console.print(
+                text, style="bold red", markup=False, soft_wrap=not self.console.is_terminal
+            )
         else:
             print(text, file=sys.stderr, flush=True)
 
