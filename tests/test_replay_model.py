@@ -1,0 +1,137 @@
+"""The replay against a list of every row ever sent, over random lives of workers and learner."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from chunks import ACTIONS, OBS, V_MAX, chunk_of, make
+from fdql.replay.replay import Batch
+from fdql.replay.sum_tree import NotEnoughData
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from oracles import BOUNDARY, EXPLORER, RESET, TERMINATED, TRUNCATED, NaiveReplay, Row, naive_window
+
+LANE_ROWS = 8  # 1024 rows in 128 lanes, so that rings wrap every few chunks
+LANES = (0, 1, 126, 127)  # workers of two lanes at both ends of the tree
+
+STEP = st.sampled_from(["step"] * 6 + ["first", "terminated", "truncated", "both"])
+LOST = st.sampled_from(["terminated, no boundary", "truncated, no boundary", "boundary"])
+EVENT = st.tuples(st.integers(0, 1), st.one_of(STEP, STEP, STEP, LOST), st.booleans())
+
+
+class ReplayAgainstList(RuleBasedStateMachine):
+    """Two workers send episodes, die, and forget boundary rows; a learner is batches late."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.n_step = 3
+        self.memory = make(n_lanes=128, n_step=self.n_step, batch_size=16, seed=9)
+        self.naive = NaiveReplay(128, LANE_ROWS, self.n_step, 0.9)
+        self.late: list[Batch] = []
+        self.sent = 0
+
+    def row(self, kind: str, explorer: bool) -> list[Row]:
+        self.sent += 1
+        obs = (float(self.sent), float(self.sent % 7), 1.0)
+        if kind == "boundary":
+            return [Row(obs, flags=BOUNDARY, version=self.sent)]
+        flags = (RESET if kind == "first" else 0) | (EXPLORER if explorer else 0)
+        flags |= TERMINATED if kind.startswith(("terminated", "both")) else 0
+        flags |= TRUNCATED if kind.startswith(("truncated", "both")) else 0
+        reward = float(self.sent % 5 - 2)
+        rows = [Row(obs, (0.5, float(self.sent)), reward, flags, self.sent)]
+        if kind in ("terminated", "truncated", "both"):
+            rows.append(Row((-obs[0], 0.0, 0.0), flags=BOUNDARY, version=self.sent))
+        return rows
+
+    @rule(
+        worker=st.integers(0, 1),
+        events=st.lists(EVENT, max_size=30),
+        new_incarnation=st.sampled_from([False] * 5 + [True]),
+    )
+    def ingest(self, worker, events, new_incarnation):
+        rows = [(lane, r) for lane, kind, explorer in events for r in self.row(kind, explorer)]
+        first = LANES[2 * worker]
+        steps = self.memory.ingest(
+            chunk_of(rows), len(rows), first, new_incarnation=new_incarnation, lanes_of_worker=2
+        )
+        if new_incarnation:
+            self.naive.close(first)
+            self.naive.close(first + 1)
+        for lane, row in rows:
+            self.naive.append(first + lane, row)
+        assert steps == sum(not row.has(BOUNDARY) for _, row in rows)
+
+    @rule(first=st.sampled_from(LANES), n=st.integers(1, 2))
+    def close_lanes(self, first, n):
+        n = min(n, 128 - first)
+        self.memory.close_lanes(first, n)
+        for lane in range(first, first + n):
+            self.naive.close(lane)
+
+    @rule()
+    def sample(self):
+        out = Batch.allocate(16, OBS, ACTIONS, False)
+        if not self.naive.priority:
+            with pytest.raises(NotEnoughData):
+                self.memory.sample(out)
+            return
+        self.memory.sample(out)
+        for b in range(16):
+            lane = int(out.leaf[b]) // LANE_ROWS
+            serial = int(out.serial[b])
+            assert (lane, serial) in self.naive.priority
+            assert self.naive.leaf(lane, serial) == out.leaf[b]
+            rows = self.naive.lanes[lane]
+            total, discount, after = naive_window(rows, serial, self.n_step, 0.9)
+            assert out.reward[b] == pytest.approx(total, abs=1e-5)
+            assert out.discount[b] == pytest.approx(discount)
+            if discount:  # after a terminal step the observation is not used
+                assert out.next_obs[b].tolist() == list(after)
+            assert out.obs[b].tolist() == list(rows[serial].obs)
+            assert out.action[b].tolist() == list(rows[serial].action)
+            assert out.version[b] == rows[serial].version
+        mean, variance = self.naive.obs_moments()
+        assert out.obs_mean == pytest.approx(mean, rel=1e-5, abs=1e-5)
+        scale = [1 / math.sqrt(v + 1e-8) for v in variance]
+        assert out.obs_scale == pytest.approx(scale, rel=1e-3)
+        self.late.append(out)
+
+    @precondition(lambda self: self.late)
+    @rule(which=st.integers(0, 9), seed=st.integers(0, 99))
+    def learn(self, which, seed):
+        out = self.late.pop(which % len(self.late))
+        out.priority[:] = np.random.default_rng(seed).integers(1, 64, 16) / 8
+        stale = self.memory.stale
+        applied = self.memory.update_priorities(out.leaf, out.serial, out.priority)
+        wanted = [
+            self.naive.update(int(leaf) // LANE_ROWS, int(serial), float(p))
+            for leaf, serial, p in zip(out.leaf, out.serial, out.priority, strict=True)
+        ]
+        self.naive.end_update(out.priority.tolist())
+        assert applied == sum(wanted)
+        assert self.memory.stale - stale == 16 - applied
+
+    @invariant()
+    def same(self):
+        self.memory.check_valid()
+        leaves = {self.naive.leaf(*key): p for key, p in self.naive.priority.items()}
+        there = np.flatnonzero(self.memory.tree.leaves).tolist()
+        assert there == sorted(leaves)
+        assert [self.memory.tree.leaves[i] for i in there] == pytest.approx(
+            [leaves[i] for i in there], rel=1e-12
+        )
+        assert self.memory.size == len(leaves)
+        assert self.memory.steps == len(self.naive.steps)
+        if self.naive.steps:
+            self.memory.statistics.rescale()
+            assert self.memory.reward_scale == pytest.approx(self.naive.reward_scale(V_MAX))
+
+
+TestReplayAgainstList = ReplayAgainstList.TestCase
+TestReplayAgainstList.settings = settings(
+    deadline=None, derandomize=True, max_examples=30, stateful_step_count=25
+)
