@@ -1,13 +1,11 @@
-"""Measuring and stress loops over ring, doorbell and histogram, without the GIL.
+"""Measuring and stress loops over the ring, without the GIL.
 
 For tests and benchmarks: nothing of the product imports this. The loops run the product's own
-functions (spsc.pxd, doorbell.pxd, histogram.pxd); beside them stands a textbook queue to compare
-with. A message is filled with a pattern of its number and every word of it is checked.
+functions (spsc.pxd, doorbell.pxd); beside them stands a textbook queue to compare with. A message is filled with a pattern of its number and every word of it is checked.
 """
 
 from atomics cimport fence_seq_cst, monotonic_ns, now_ns, pause
-from doorbell cimport Bell, bell_arm, bell_disarm, bell_ring, bell_sleep, deadline_after
-from histogram cimport Histogram, histogram_observe
+from doorbell cimport Bell, bell_arm, bell_disarm, bell_sleep, deadline_after
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 from spsc cimport (ReaderEnd, RingHeader, SlotHeader, WriterEnd, reader_attach, reader_peek,
@@ -41,6 +39,9 @@ cdef extern from *:
             }
             return items[t % 1024].words;
         }
+        bool room_of(uint64_t n) {
+            return head.load(std::memory_order_relaxed) - tail.load(std::memory_order_acquire) < n;
+        }
         void pop() {
             tail.store(tail.load(std::memory_order_relaxed) + 1, std::memory_order_release);
         }
@@ -52,6 +53,7 @@ cdef extern from *:
     cdef cppclass Queue nogil:
         uint64_t* claim()
         void push()
+        bint room_of(uint64_t n)
         const uint64_t* front()
         void pop()
     uint64_t pattern(uint64_t number, uint64_t word) noexcept nogil
@@ -264,23 +266,30 @@ def queue_ping(there, back, uint64_t[::1] half_trips_ns not None, bint answer):
             half_trips_ns[i] = (now_ns() - start) // 2
 
 
-def ring_bell(bell, uint64_t n):
-    """Ring n times with nobody asleep; ns taken."""
-    cdef Bell* b = <Bell*>_at(bell)
-    cdef uint64_t start = monotonic_ns()
+def queue_copy_in(queue, buffers, source, uint64_t nbytes, uint64_t n):
+    """As ring_copy_in through 4 buffers of nbytes, the textbook queue carrying their numbers."""
+    cdef Queue* q = <Queue*>_at(queue)
+    cdef uint8_t* to = _at(buffers)
+    cdef uint8_t* data = _at(source)
+    cdef uint64_t i, start = monotonic_ns()
     with nogil:
-        for _ in range(n):
-            bell_ring(b)
+        for i in range(n):
+            while not q.room_of(4):
+                pause()
+            memcpy(to + i % 4 * nbytes, data, nbytes)
+            q.claim()[0] = i % 4
+            q.push()
     return monotonic_ns() - start
 
 
-def observe(histogram, uint64_t n):
-    """Read the clock and count the time since the last reading, n times; ns taken."""
-    cdef Histogram* h = <Histogram*>_at(histogram)
-    cdef uint64_t start = monotonic_ns(), last = now_ns(), now
+def queue_copy_out(queue, buffers, target, uint64_t nbytes, uint64_t n):
+    """As ring_copy_out, from queue_copy_in."""
+    cdef Queue* q = <Queue*>_at(queue)
+    cdef uint8_t* data = _at(buffers)
+    cdef uint8_t* to = _at(target)
     with nogil:
         for _ in range(n):
-            now = now_ns()
-            histogram_observe(h, now - last)
-            last = now
-    return monotonic_ns() - start
+            while q.front() == NULL:
+                pause()
+            memcpy(to, data + q.front()[0] * nbytes, nbytes)
+            q.pop()

@@ -1,14 +1,14 @@
-"""Measuring and stress loops over slots and weights, without the GIL.
+"""Measuring and stress loops over slots, weights, doorbell and histogram, without the GIL.
 
 For tests and benchmarks: nothing of the product imports this. The loops run the product's own
-functions (mailbox.pxd, snapshots.pxd); every word of every message is checked.
+functions (mailbox.pxd, snapshots.pxd, ...); every word of every message is checked.
 """
 
-from atomics cimport fence_seq_cst, monotonic_ns, pause
-from doorbell cimport Bell, bell_arm, bell_disarm, bell_sleep, deadline_after
+from atomics cimport fence_seq_cst, monotonic_ns, now_ns, pause
+from doorbell cimport Bell, bell_arm, bell_disarm, bell_ring, bell_sleep, deadline_after
+from histogram cimport Histogram, histogram_observe
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy
 from mailbox cimport (Mailbox, SlotsHeader, mailbox_await, mailbox_ready, mailbox_reply,
                       mailbox_submit, mailbox_wake)
 from snapshots cimport (WeightsHeader, buffer_at, snapshot_acquire, snapshot_publish,
@@ -157,4 +157,26 @@ def weights_acquire(weights, uint32_t reader, uint64_t n):
         for _ in range(n):
             snapshot_acquire(h, reader)
             snapshot_release(h, reader)
+    return monotonic_ns() - start
+
+
+def ring_bell(bell, uint64_t n):
+    """Ring n times with nobody asleep; ns taken."""
+    cdef Bell* b = <Bell*>_at(bell)
+    cdef uint64_t start = monotonic_ns()
+    with nogil:
+        for _ in range(n):
+            bell_ring(b)
+    return monotonic_ns() - start
+
+
+def observe(histogram, uint64_t n):
+    """Read the clock and count the time since the last reading, n times; ns taken."""
+    cdef Histogram* h = <Histogram*>_at(histogram)
+    cdef uint64_t start = monotonic_ns(), last = now_ns(), now
+    with nogil:
+        for _ in range(n):
+            now = now_ns()
+            histogram_observe(h, now - last)
+            last = now
     return monotonic_ns() - start

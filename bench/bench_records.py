@@ -1,0 +1,47 @@
+"""What measuring costs: a clock reading and a count in a histogram, compiled and from Python.
+
+pytest bench/bench_records.py --benchmark-group-by=group -s
+"""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+from fdql.shm import probe_slots
+from fdql.shm.records import Record, now_ns, record_bytes
+from fdql.shm.segment import Segment
+
+N = 100_000
+
+
+@pytest.fixture
+def record() -> Record:
+    nbytes = record_bytes(4, 2)
+    return Record(Segment.create([(6, 0, nbytes)], 0, shared=False).section(6, 0), 4, 2)
+
+
+@pytest.mark.benchmark(group="100,000 observations, compiled")
+def test_compiled(benchmark, record):
+    histogram = record.buffer[256 : 256 + 4096]  # the first one: after a line and the counters
+    benchmark(probe_slots.observe, histogram, N)
+    assert np.frombuffer(record.counts(0), np.uint64).sum() % N == 0
+    assert record.sum_ns(0) > 0
+
+
+@pytest.mark.benchmark(group="one call from Python")
+def test_observe_since(benchmark, record):
+    benchmark(record.observe_since, 0, now_ns())
+    assert record.max_ns(0) > 0
+
+
+@pytest.mark.benchmark(group="one call from Python")
+def test_heartbeat(benchmark, record):
+    benchmark(record.heartbeat, 3)
+    assert record.stage == 3
+
+
+@pytest.mark.benchmark(group="one call from Python")
+def test_system_clock(benchmark):
+    assert benchmark(time.monotonic_ns) > 0
