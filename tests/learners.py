@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 from fdql.config import SacConfig
+from fdql.sac.kernels import CompiledLearner
 from fdql.sac.nets import NetSpec, actor_shapes, critic_shapes, views
 from fdql.sac.update import TorchLearner
 
-LEARNERS = [TorchLearner]
+LEARNERS = [TorchLearner, CompiledLearner]
 every_learner = pytest.mark.parametrize("make", LEARNERS)
 both_actions = pytest.mark.parametrize("discrete", [True, False], ids=["discrete", "continuous"])
 
