@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 from fdql.sac import heads
+from fdql.sac.forward import actor_moments, critic_logits
 from fdql.sac.learner import target_entropy
 from fdql.sac.nets import actor_shapes, critic_shapes, initialise, is_matrix, views
-from fdql.sac.update import actor_moments, critic_logits
 from learners import batch, both_actions, every_learner, named, scattered, tiny
 from oracle_sac import NaiveLearner
 
