@@ -1,4 +1,4 @@
-"""Forward passes of critics and actor in torch, for the reference learner. Stage 5 of 8, `update`."""
+"""Forward passes of critics and actor in torch, for the reference learner. Stage 5, `update`."""
 
 from __future__ import annotations
 
