@@ -84,6 +84,17 @@ def test_stale_priorities_are_dropped():
     memory.check_valid()
 
 
+def test_rows_that_cannot_be_sampled_take_no_priority():
+    # 5 waits for its window, 4 is a BOUNDARY row, 6 was never written (its serial would be -250)
+    memory = make(n_lanes=4)
+    flags = {3: TERMINATED, 4: BOUNDARY}
+    memory.ingest(chunk_of(numbered(6, flags)), 6, 0, lanes_of_worker=1)
+    leaf, serial = np.array([5, 4, 6]), np.array([5, 4, 6 - 256])
+    assert memory.update_priorities(leaf, serial, np.full(3, 2.0)) == 0
+    assert memory.stale == 3
+    memory.check_valid()
+
+
 def test_a_row_drawn_twice_keeps_its_last_priority():
     memory = make(batch_size=3)
     memory.ingest(chunk_of(numbered(4)), 4, 0, lanes_of_worker=1)

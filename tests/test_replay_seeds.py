@@ -117,7 +117,7 @@ def test_kernels_are_the_same_program_without_compilation():
 
 
 KERNELS = [
-    sum_tree.repair_sums, sum_tree.draw_leaves, sum_tree.first_refused, lanes.append_rows,
+    sum_tree.repair_sums, sum_tree.draw_strata, sum_tree.first_refused, lanes.append_rows,
     statistics.observe_rows, nstep.n_step_windows, batch.touch_rows, batch.gather_rows,
     replay.write_fresh,
 ]  # fmt: skip

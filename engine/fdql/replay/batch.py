@@ -81,20 +81,24 @@ def touch_rows(
     ahead  rows to the one whose observation most probably follows the window
 
     A loop that does nothing else keeps many misses in flight: 256 rows of 32 float32 among 2**20
-    take 44 us from here to the end of the gather, 63 us without. Of an observation the first 256
+    take 42 us from here to the end of the gather, 57 us without. Of an observation the first 256
     bytes are touched; beyond them the processor sees the pattern itself. What is returned means
     nothing: it makes the compiler keep the reads.
     """
-    seen = 0.0
+    words = 0
+    here = np.float32(0)
+    there = np.float32(0)
     last = obs.shape[0] - 1
     near = min(obs.shape[1], 64)
     for b in range(row.size):
         at = row[b]
-        seen += reward[at] + float(int(flags[at]) + int(version[at]) + int(action[at, 0]))
+        words += (int(flags[at]) ^ int(version[at])) & int(action[at, 0])
+        here += reward[at]
         end = min(at + ahead, last)
         for k in range(0, near, 16):
-            seen += obs[at, k] + obs[end, k]
-    return seen
+            here += obs[at, k]
+            there += obs[end, k]
+    return float(here) + float(there) + float(words)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

@@ -28,28 +28,36 @@ def n_step_windows(
     n_step_sum     (B,) float32, written: sum of discount**k * reward_{t+k}, k < m, added in float64
     bootstrap      (B,) float32, written: discount**m, or 0 when the window's last step TERMINATED
 
-    A window stops after a step that is followed by a BOUNDARY row: truncation keeps its bootstrap,
-    from the final observation, with the discount of the steps really taken (Pardo 2018).
+    A window stops before a BOUNDARY row, which follows every step that ended an episode. Truncation
+    keeps its bootstrap, from that row's observation, with the discount of the steps really taken
+    (Pardo 2018). Rows in ascending order look up their lane once per lane, not once each.
     """
+    first = 0  # rows first..past belong to the lane of the row before
+    past = 0
+    head = 0
+    slot_past = 0
     for b in range(row.size):
         at = row[b]
-        lane = at // lane_rows
-        slot = at - lane * lane_rows
-        age = table[lane, SLOT] - 1 - slot
-        serial[b] = table[lane, HEAD] - 1 - (age if age >= 0 else age + lane_rows)
-        past = (lane + 1) * lane_rows
+        if at < first or at >= past:
+            lane = at // lane_rows
+            first = lane * lane_rows
+            past = first + lane_rows
+            head = table[lane, HEAD]
+            slot_past = table[lane, SLOT]
+        age = slot_past - 1 - (at - first)
+        serial[b] = head - 1 - (age if age >= 0 else age + lane_rows)
         total = 0.0
         weight = 1.0
+        flag = flags[at]
         for _ in range(n_step):
             total += weight * float(reward[at])
             weight *= discount
-            if flags[at] & TERMINATED:
-                weight = 0.0
-            at += 1
-            if at == past:
-                at -= lane_rows
-            if weight == 0.0 or flags[at] & BOUNDARY:
+            at = at + 1 if at + 1 < past else first
+            after = flags[at]
+            if after & BOUNDARY:
+                weight = 0.0 if flag & TERMINATED else weight
                 break
+            flag = after
         end[b] = at
         n_step_sum[b] = total
         bootstrap[b] = weight

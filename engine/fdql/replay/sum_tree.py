@@ -131,6 +131,20 @@ def draw_leaves(node: F64, start: I64, mass: F64, leaf: I64, prefix: F64) -> flo
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
+def draw_strata(
+    node: F64, start: I64, total: float, u: F64, mass: F64, leaf: I64, prefix: F64
+) -> float:
+    """Draw one leaf from each of B equal parts of `total`, at u (B,) float64 in [0, 1) of the part.
+
+    mass (B,) float64 scratch; the rest as in draw_leaves. (Schaul 2016, B.2.1)
+    """
+    n = leaf.size
+    for b in range(n):
+        mass[b] = min((b + u[b]) * (total / n), total * BELOW_ONE)  # the last may round up to total
+    return draw_leaves(node, start, mass, leaf, prefix)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
 def first_refused(leaf: I64, priority: F64, n_leaves: int, least: float) -> int:
     """Index of the first pair that a tree of `n_leaves` cannot take, or -1.
 
@@ -163,7 +177,6 @@ class SumTree:
         self._prefix: F64 = np.zeros(FANOUT, dtype=np.float64)
         self._touched: I64 = np.zeros(0, dtype=np.int64)
         self._mass: F64 = np.zeros(0, dtype=np.float64)
-        self._stratum: F64 = np.zeros(0, dtype=np.float64)
 
     @property
     def total(self) -> float:
@@ -222,19 +235,15 @@ class SumTree:
         total = self.total
         if not total > 0.0:
             raise NotEnoughData("no row can be sampled yet")
-        if self._mass.size != n:
+        if self._mass.size < n:
             self._mass = np.zeros(n, dtype=np.float64)
-            self._stratum = np.arange(n, dtype=np.float64)
-        np.add(self._stratum, u, out=self._mass)
-        self._mass *= total / n
-        np.minimum(self._mass, total * BELOW_ONE, out=self._mass)  # the last stratum may round up
-        draw_leaves(self.node, self.start, self._mass, leaf, self._prefix)
+        draw_strata(self.node, self.start, total, u, self._mass, leaf, self._prefix)
 
     def load_kernels(self) -> None:
         """Compile or load what `draw` and `check` call, on nothing."""
         none = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float64)
         self.check(*none, zero_allowed=True)
-        draw_leaves(self.node, self.start, none[1], none[0], self._prefix)
+        draw_strata(self.node, self.start, 1.0, none[1], none[1], none[0], self._prefix)
 
     def check_valid(self) -> None:
         """AssertionError unless all sums, leaves and padding are as promised. O(leaves)."""
