@@ -1,7 +1,8 @@
 """Measuring and stress loops over the ring, without the GIL.
 
 For tests and benchmarks: nothing of the product imports this. The loops run the product's own
-functions (spsc.pxd, doorbell.pxd); beside them stands a textbook queue to compare with. A message is filled with a pattern of its number and every word of it is checked.
+functions (spsc.pxd, doorbell.pxd); beside them stands a textbook queue to compare with. A message
+is filled with a pattern of its number and every word of it is checked.
 """
 
 from atomics cimport fence_seq_cst, monotonic_ns, now_ns, pause

@@ -9,7 +9,7 @@ import os
 import sys
 from collections import namedtuple
 
-from atomics cimport load_acquire, load_relaxed, offsets_of, store_relaxed
+from atomics cimport load_relaxed, offsets_of, store_relaxed
 from doorbell cimport (Bell, StopWord, bell_arm, bell_disarm, bell_fields, bell_ring, bell_sleep,
                        deadline_after, stopped)
 from libc.stdint cimport uint16_t, uint32_t, uint64_t

@@ -13,7 +13,7 @@ import sys
 
 from atomics cimport Field, atomic_u64, load_acquire, offsets_of, store_release
 from libc.stdint cimport uint32_t, uint64_t
-from views cimport address_of, bytes_of, round_up
+from views cimport address_of, round_up
 
 cdef extern from *:
     """

@@ -8,7 +8,7 @@ A slot's id is group * workers + worker.
 
 from atomics cimport TP, fence_seq_cst, load_relaxed, monotonic_ns, now_ns, offsets_of, pause
 from doorbell cimport (Bell, StopWord, bell_arm, bell_disarm, bell_sleep, deadline_after, stopped)
-from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from mailbox cimport (Mailbox, SlotsHeader, mailbox_await, mailbox_ready, mailbox_replied,
                       mailbox_reply, mailbox_submit, mailbox_wake, slots_fields, slots_magic)

@@ -4,10 +4,10 @@ The writer never waits for readers and readers never see a snapshot change (snap
 A snapshot is read in place: acquire() pins it, release() lets it go.
 """
 
-from atomics cimport load_acquire, load_relaxed, offsets_of
+from atomics cimport load_relaxed, offsets_of
 from cpython.buffer cimport (PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer)
 from libc.stdint cimport uint32_t, uint64_t
-from snapshots cimport (Pin, WeightsHeader, buffer_at, snapshot_acquire, snapshot_publish,
+from snapshots cimport (Pin, WeightsHeader, snapshot_acquire, snapshot_publish,
                         snapshot_release, weights_fields, weights_magic)
 from views cimport address_of, bytes_of, round_up
 

@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from fdql.config import Config, ConfigError
 from fdql.config_file import load_toml
@@ -90,35 +92,34 @@ def _train(words: list[str]) -> int:
     return train(config).exit_code
 
 
+@dataclass(frozen=True, kw_only=True)
+class EvalArguments:
+    """Play greedy episodes with a trained policy."""
+
+    run: str
+    """Run folder, or a policy.safetensors file."""
+    episodes: int = 20
+    """Number of episodes."""
+    env: str | None = None
+    """Environment, when not the one it was trained on."""
+    seed: int = 0
+    """Seed of the episodes' starts."""
+    which: Literal["best", "last"] = "best"
+    """The policy with the best evaluation, or the last one."""
+
+
 def _eval(words: list[str]) -> int:
     import tyro
 
-    def arguments(
-        run: tyro.conf.Positional[str],
-        episodes: int = 20,
-        env: str | None = None,
-        seed: int = 0,
-        which: str = "best",
-    ) -> tuple[str, int, str | None, int, str]:
-        """Play greedy episodes with a trained policy.
-
-        Args:
-            run: run folder, or a policy.safetensors file
-            episodes: number of episodes
-            env: environment, when not the one it was trained on
-            seed: seed of the episodes' starts
-            which: best (by evaluated return) or last
-        """
-        return run, episodes, env, seed, which
-
-    run, episodes, env, seed, which = tyro.cli(arguments, args=words, prog="fdql eval")
+    positional = (tyro.conf.PositionalRequiredArgs,)
+    a = tyro.cli(EvalArguments, args=words, prog="fdql eval", config=positional)
     from fdql.play import evaluate, load
 
-    result = evaluate(load(run, which), env, episodes, seed)
+    result = evaluate(load(a.run, a.which), a.env, a.episodes, a.seed)
     print(
-        f"{result.mean:.1f} +- {result.std:.1f} over {episodes} episodes "
-        f"(min {result.returns.min():.1f}, max {result.returns.max():.1f}, mean length "
-        f"{result.lengths.mean():.0f})"
+        f"{result.mean:.1f} +- {result.std:.1f} over {a.episodes} episodes "
+        f"(min {result.returns.min():.1f}, max {result.returns.max():.1f}, "
+        f"mean length {result.lengths.mean():.0f})"
     )
     return 0
 

@@ -212,7 +212,7 @@ def target_entropy(spec: NetSpec, config: SacConfig) -> float:
 
 
 def pack_generator(rng: np.random.Generator) -> U64:
-    """State of a PCG64 generator as (6,) uint64, without pickle."""
+    """State of a PCG64 generator as (6,) uint64: plain numbers, no objects."""
     s = rng.bit_generator.state
     mask = (1 << 64) - 1
     word, inc = s["state"]["state"], s["state"]["inc"]
