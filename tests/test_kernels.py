@@ -1,7 +1,6 @@
 """The compiled learner's kernels: values worked out by hand, float64 networks, the torch learner.
 
-What every learner must do is in test_learner.py and test_update.py; here is what only this one can
-get wrong: its arithmetic, its shapes, its memory, its cache.
+What every learner must do is in test_learner.py and test_update.py; here is the rest.
 """
 
 import math

@@ -1,0 +1,166 @@
+"""One update of the learner, compiled and in eager torch, and its share of the sgemm rate.
+
+    pytest bench/bench_update.py --benchmark-group-by=group
+    python bench/bench_update.py            # the two in turns, for a machine that is not quiet
+
+Batch 256, width 128, 101 bins: the defaults. The shapes are CartPole's (4 observations, 2 actions)
+and HalfCheetah's (26, 6 components). Share = multiply-adds that one update needs, times updates
+per second, over the best sgemm rate of the same run: the rest is what is not a matrix product.
+Set OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 to compare one thread with one thread.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+
+import numpy as np
+import pytest
+import torch
+from fdql.config import ExploreConfig, SacConfig
+from fdql.sac.kernels import CompiledLearner
+from fdql.sac.nets import NetSpec, policy_shapes, size_of
+from fdql.sac.policy import Explorer, Policy, explorer_mask
+from fdql.sac.update import TorchLearner
+
+ROWS = 256
+SPECS = {
+    "discrete 4 -> 2": NetSpec(obs_dim=4, action_dim=2, discrete=True),
+    "continuous 26 -> 6": NetSpec(obs_dim=26, action_dim=6, discrete=False),
+}
+Learner = CompiledLearner | TorchLearner
+
+
+def multiply_adds(spec: NetSpec) -> float:
+    """Of the matrix products of one update, averaged over the policy delay of 2; ROWS rows.
+
+    With discrete actions the trained distribution is one action's, in the batch and its gradient.
+    """
+    i, w, k, a = spec.critic_in, spec.critic_width, spec.bins, spec.action_dim
+    hidden = i * w + w * w
+    train = 2 * (hidden + w * k + 2 * w * k + 2 * w * w + i * w)
+    if spec.discrete:
+        return ROWS * (train + 4 * (hidden + w * k * a))
+    v = spec.actor_width
+    actor = spec.obs_dim * v + v * v + 2 * a * v
+    through = 2 * (hidden + w * k + w * k + w * w + a * w)
+    actor_step = actor + 4 * a * v + 2 * v * v + spec.obs_dim * v + through
+    return ROWS * (train + actor + 2 * (hidden + w * k) + actor_step / 2)
+
+
+def batches(spec: NetSpec, count: int = 8) -> list[tuple[np.ndarray, ...]]:
+    rng = np.random.default_rng(0)
+    made = []
+    for _ in range(count):
+        obs, next_obs = rng.standard_normal((2, ROWS, spec.obs_dim), dtype=np.float32)
+        action = rng.integers(0, spec.action_dim, ROWS).astype(np.int32)
+        if not spec.discrete:
+            action = rng.uniform(-1, 1, (ROWS, spec.action_dim)).astype(np.float32)
+        reward = rng.standard_normal(ROWS, dtype=np.float32)
+        discount = np.full(ROWS, 0.97, np.float32)
+        mean, scale = np.zeros(spec.obs_dim, np.float32), np.ones(spec.obs_dim, np.float32)
+        made.append(
+            (obs, action, reward, discount, next_obs, mean, scale, scale[:1], np.zeros(ROWS))
+        )
+    return made
+
+
+def sgemm_rate() -> float:
+    """Best multiply-adds per second of numpy's sgemm, of a large and of the update's own shape."""
+    best = 0.0
+    for m, k, n in ((1024, 1024, 1024), (256, 128, 128)):
+        a, b = np.ones((m, k), np.float32), np.ones((k, n), np.float32)
+        out = np.empty((m, n), np.float32)
+        for _ in range(5 if m > 512 else 500):
+            start = time.perf_counter()
+            np.dot(a, b, out)
+            best = max(best, m * k * n / (time.perf_counter() - start))
+    return best
+
+
+def check(learner: Learner, updates: int) -> None:
+    """Fast and wrong must not pass: it has learned the mean reward's value and stayed finite."""
+    metrics = learner.metrics()
+    assert all(np.isfinite(v) for v in metrics.values())
+    assert learner.updates == updates
+    assert updates < 100 or metrics["critic_loss"] < 2 * np.log(101)
+
+
+@pytest.mark.parametrize("make", [CompiledLearner, TorchLearner])
+@pytest.mark.parametrize("name", SPECS)
+def test_update(benchmark, make, name):
+    spec = SPECS[name]
+    torch.set_num_threads(1)
+    learner, data = make(spec, SacConfig(), 0.4, 0), batches(spec)
+    rate = sgemm_rate()
+    for _ in range(4):  # compile outside the timed region
+        learner.update(*data[0])
+    benchmark.group = name
+    benchmark(lambda: learner.update(*data[learner.updates % 8]))
+    check(learner, learner.updates)
+    if benchmark.stats is not None:  # None with --benchmark-disable
+        per_second = 1 / benchmark.stats.stats.median
+        benchmark.extra_info["updates per second"] = round(per_second, 1)
+        benchmark.extra_info["sgemm share"] = round(per_second * multiply_adds(spec) / rate, 3)
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_inference_round_of_8(benchmark, name):
+    """Noise included. Target: 60 us."""
+    spec = SPECS[name]
+    snapshot = np.random.default_rng(0).normal(0, 0.1, size_of(policy_shapes(spec)))
+    policy = Policy(spec, np.abs(snapshot).astype(np.float32))
+    explorer = Explorer(spec, ExploreConfig(), 8, explorer_mask(0.25, 8), 0)
+    obs, lanes = batches(spec, 1)[0][0][:8], np.arange(8)
+    out = np.zeros(8, np.int32) if spec.discrete else np.zeros((8, spec.action_dim), np.float32)
+    explorer.act(policy, obs, lanes, False, out)
+    benchmark.group = "inference round of 8 rows"
+    benchmark(explorer.act, policy, obs, lanes, False, out)
+    assert np.abs(out).max() <= 1
+
+
+def main(rounds: int = 30, each: int = 8) -> None:
+    """Both learners in turns; last line JSON. Best rounds show the code, medians the machine."""
+    torch.set_num_threads(1)
+    rows = []
+    for name, spec in SPECS.items():
+        data = batches(spec)
+        learners: list[Learner] = [
+            make(spec, SacConfig(), 0.4, 0) for make in (CompiledLearner, TorchLearner)
+        ]
+        start = time.perf_counter()
+        learners[0].update(*data[0])
+        first = time.perf_counter() - start
+        rates: list[list[float]] = [[], [], []]
+        for _ in range(rounds):
+            for learner, mine in zip(learners, rates, strict=False):
+                start = time.perf_counter()
+                for _ in range(each):
+                    learner.update(*data[learner.updates % 8])
+                mine.append(each / (time.perf_counter() - start))
+            rates[2].append(sgemm_rate())
+        for learner in learners:
+            check(learner, learner.updates)
+        ours, theirs, sgemm = (max(r) for r in rates)
+        rows.append(
+            {
+                "shape": name,
+                "compiled updates/s, best": round(ours, 1),
+                "torch updates/s, best": round(theirs, 1),
+                "compiled updates/s, median": round(float(np.median(rates[0])), 1),
+                "torch updates/s, median": round(float(np.median(rates[1])), 1),
+                "ratio of best": round(ours / theirs, 2),
+                "ratio, median of rounds": round(
+                    float(np.median(np.divide(rates[0], rates[1]))), 2
+                ),
+                "sgemm GFLOP/s": round(2e-9 * sgemm, 1),
+                "sgemm share": round(ours * multiply_adds(spec) / sgemm, 3),
+                "first update s": round(first, 2),
+            }
+        )
+        print(rows[-1])
+    print(json.dumps(rows))
+
+
+if __name__ == "__main__":
+    main()
