@@ -10,6 +10,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+from hypothesis import settings
+
+# Tests prove, they do not time; the same examples every time.
+settings.register_profile("fdql", deadline=None, derandomize=True)
+settings.load_profile("fdql")
 
 HERE = Path(__file__).parent
 
@@ -32,19 +37,18 @@ def _memfds() -> list[str]:
 @pytest.fixture(autouse=True)
 def nothing_left_behind() -> Iterator[None]:
     """Children, descriptors, memfd mappings and /dev/shm are the same before and after."""
-    gc.collect()
     fds, memfds, shm = _descriptors(), _memfds(), set(os.listdir("/dev/shm"))
     children = {p.pid for p in psutil.Process().children(recursive=True)}
     yield
     deadline = time.monotonic() + 5.0
     while True:  # a process that was killed takes a moment to leave the kernel's table
-        gc.collect()
         new_fds = {k: v for k, v in _descriptors().items() if fds.get(k) != v}
         left = [p for p in psutil.Process().children(recursive=True) if p.pid not in children]
         new_shm = set(os.listdir("/dev/shm")) - shm
         clean = not left and not new_fds and len(_memfds()) <= len(memfds) and not new_shm
         if clean or time.monotonic() > deadline:
             break
+        gc.collect()  # only now: it takes half a second once torch is loaded
         time.sleep(0.02)
     assert not left, f"child processes left: {left}"
     assert not new_fds, f"descriptors left: {new_fds}"
