@@ -15,7 +15,7 @@ from fdql import __version__
 from fdql.config import Config, ConfigError
 from fdql.envs import EnvSpec
 from fdql.proc.memory import RunPlan
-from fdql.replay.size import DEFAULT_NBYTES, DEFAULT_ROWS, nbytes_for, row_nbytes
+from fdql.replay.size import default_capacity, nbytes_for, row_nbytes
 
 USABLE = 0.8  # share of the available memory that the replay may take
 WORKERS_PER_CORE = (
@@ -82,7 +82,9 @@ def check_memory(config: Config, env: EnvSpec) -> tuple[Config, int]:
     assert config.envs_per_worker is not None
     lanes = config.workers * config.envs_per_worker
     per_row = row_nbytes(env.obs_dim, env.action_dim, env.discrete)
-    capacity = config.replay.capacity or max(1024, min(DEFAULT_ROWS, DEFAULT_NBYTES // per_row))
+    capacity = config.replay.capacity or default_capacity(
+        env.obs_dim, env.action_dim, env.discrete
+    )
     needed = nbytes_for(capacity, lanes, env.obs_dim, env.action_dim, env.discrete)
     usable = int(available_memory() * USABLE)
     if needed > usable:
