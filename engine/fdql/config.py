@@ -310,9 +310,9 @@ class EvalConfig:
     """
     every_steps: int = 1000
     """Environment steps between two evaluations, at least."""
-    share: float = 0.3
-    """Largest share of the wall time that evaluation takes (of its own process; not in serial
-    mode).
+    share: float = 0.2
+    """Largest share of the wall time that evaluation takes, beyond its first 3 seconds (not in
+    serial mode).
     """
     longest_episode: int = 27_000
     """Steps after which an evaluation episode that does not end is cut."""
@@ -329,7 +329,7 @@ class EvalConfig:
         _require(
             self.every_steps >= 1, "eval.every_steps", self.every_steps, "must be at least 1", 1000
         )
-        _require(0 < self.share <= 1, "eval.share", self.share, "must be in (0, 1]", 0.3)
+        _require(0 < self.share <= 1, "eval.share", self.share, "must be in (0, 1]", 0.2)
         _require(
             self.longest_episode >= 1,
             "eval.longest_episode",

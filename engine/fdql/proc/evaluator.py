@@ -35,6 +35,7 @@ from fdql.profile import Counter, Stage
 from fdql.sac.policy import Policy, precompile
 
 SLICE_NS = 100_000_000  # longest wait between two looks at the stop word
+HEAD_START_SECONDS = 3.0  # of evaluation before eval.share counts: a quick solution is seen at once
 MOST_ENVS = 32  # environments that play side by side
 
 
@@ -212,17 +213,20 @@ def evaluator_main(memory: RunMemory, events: Events) -> int:
         return bool(control.stop != STOP)
 
     share = memory.plan.config.eval.share
-    rest_until = 0.0
+    began, spent = time.monotonic(), 0.0
     while control.stop < LAST:
         record.heartbeat(Stage.WAIT)
-        if evaluator.due() and time.monotonic() >= rest_until:
-            t0 = time.monotonic()
+        t0 = time.monotonic()
+        rest = (spent - HEAD_START_SECONDS) / share - (t0 - began)
+        if rest <= 0 and evaluator.due():
             evaluator.evaluate(goes_on)
-            rest_until = time.monotonic() + (time.monotonic() - t0) * (1 / share - 1)
+            spent += time.monotonic() - t0
         else:
             ticket = bell.arm()
-            rest = rest_until - time.monotonic()
-            bell.sleep(ticket, SLICE_NS if rest <= 0 else min(SLICE_NS, int(rest * 1e9) + 1))
+            if rest <= 0 and evaluator.due():
+                bell.disarm()
+            else:
+                bell.sleep(ticket, SLICE_NS if rest <= 0 else min(SLICE_NS, int(rest * 1e9) + 1))
     if control.stop == LAST and evaluator.weights.latest > evaluator.version:
         evaluator.evaluate(goes_on)
     evaluator.arena.close()
