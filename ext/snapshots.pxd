@@ -52,20 +52,27 @@ cdef inline uint8_t* buffer_at(WeightsHeader* weights, uint64_t i) noexcept nogi
 
 
 cdef inline int free_buffer(WeightsHeader* weights) noexcept nogil:
-    """A buffer that nobody reads nor can begin to read. Writer only; -1 cannot be, by counting."""
-    cdef uint64_t latest = load_relaxed(&weights.latest) & 0xff  # ours
+    """A buffer that nobody reads nor can begin to read. Writer only; -1 cannot be, by counting.
+
+    Every pin is read once: one that moves while it is looked at several times could seem to hold
+    two buffers, and then none would be left.
+    """
+    cdef uint64_t taken[4]                      # a bit for each of the at most 255 buffers
+    cdef uint64_t b = load_relaxed(&weights.latest) & 0xff  # ours
+    cdef uint64_t buffers = <uint64_t>weights.readers + 2
     cdef uint32_t reader
-    cdef uint64_t b, buffers = <uint64_t>weights.readers + 2
-    cdef bint taken
+    taken[0] = taken[1] = taken[2] = taken[3] = 0
+    taken[b >> 6] |= <uint64_t>1 << (b & 63)
     # SYNC pin-handshake: pairs with the fence in snapshot_acquire. Either we see its pin below, or
     # it sees our last `latest` and lets go.
     fence_seq_cst()
+    for reader in range(weights.readers):
+        # SYNC pin-free: pairs with the releases in snapshot_acquire and snapshot_release
+        b = load_acquire(&pin_of(weights, reader).buffer)
+        if b:                                   # 0 is no pin, k is buffer k - 1
+            taken[(b - 1) >> 6] |= <uint64_t>1 << ((b - 1) & 63)
     for b in range(buffers):
-        taken = b == latest
-        for reader in range(weights.readers):
-            # SYNC pin-free: pairs with the releases in snapshot_acquire and snapshot_release
-            taken |= load_acquire(&pin_of(weights, reader).buffer) == b + 1
-        if not taken:
+        if not taken[b >> 6] >> (b & 63) & 1:
             return <int>b
     return -1
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -119,6 +120,16 @@ class Hangs(Faulty):
     def fault(self, result: Any) -> Any:
         signal.pause()
         return result
+
+
+class BlocksTheCheckpoint(Counting):
+    """Puts a file where the run's checkpoints are to be: saving must fail."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        place = Path(os.environ["BLOCKED_PLACE"])
+        if place.parent.is_dir():
+            place.write_text("in the way")
 
 
 class BreaksAtReset(Counting):

@@ -124,6 +124,15 @@ def test_a_silent_worker_is_killed_and_restarted(own_environments, tmp_path):
     assert "engine.heartbeat_timeout = 2" in result.problem
 
 
+def test_a_checkpoint_that_cannot_be_written_is_told(own_environments, tmp_path, monkeypatch):
+    monkeypatch.setenv("BLOCKED_PLACE", str(tmp_path / "run" / "checkpoints"))
+    result = go(tmp_path, "own_envs:BlocksTheCheckpoint", total_timesteps=300)
+    assert (result.exit_reason, result.exit_code) == ("total_timesteps", 1)
+    assert "the trainer process failed at the end" in result.problem
+    assert "checkpoints" in result.problem
+    assert (tmp_path / "run" / "policy.safetensors").is_file()
+
+
 def start(tmp_path: Path, *words: str) -> subprocess.Popen[str]:
     """The command in its own session, as a user starts it; returns once steps were stored."""
     command = [sys.executable, str(ROOT / "main.py"), "--run-dir", str(tmp_path / "run"), *words]

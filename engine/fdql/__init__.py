@@ -2,12 +2,11 @@
 
 Reading order: proc/env_worker.py (stages 1 and 2: step, ring), replay/lanes.py (3: ingest),
 replay/sum_tree.py and replay/replay.py (4: sample), sac/update.py (5: update; sac/kernels.py is the
-same,
-compiled), proc/trainer.py (6: publish), proc/inference.py (7 and 8: infer, act), supervisor.py.
+same, compiled), proc/trainer.py (6: publish), proc/inference.py (7 and 8: infer, act),
+supervisor.py.
 
 Public names: Config, train, evaluate, load. They are imported on first use, because environment
-workers
-import this package too and must stay free of everything they do not use.
+workers import this package too and must stay free of everything they do not use.
 """
 
 from __future__ import annotations

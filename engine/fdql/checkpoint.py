@@ -2,10 +2,8 @@
 text.
 
 A file or folder appears under its name complete or not at all: it is written beside it under a
-temporary
-name, flushed to the disk, then renamed. A checkpoint is a folder of safetensors and a manifest with
-the
-size and SHA-256 of every file.
+temporary name, flushed to the disk, then renamed. A checkpoint is a folder of safetensors and a
+manifest with the size and SHA-256 of every file.
 """
 
 from __future__ import annotations

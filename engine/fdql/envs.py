@@ -2,8 +2,7 @@
 nor numba.
 
 Stage 1 of 8, `step`: workers and the evaluator step what `make_env` returns; the spaces are checked
-once,
-at the start, by `describe`.
+once, at the start, by `describe`.
 """
 
 from __future__ import annotations
@@ -108,8 +107,7 @@ def make_env(env: str) -> Env:
     """Make the environment named by a Gymnasium id or by `module:factory`.
 
     Raises ConfigError: unknown id (with near ones), missing extra (with the command), a factory
-    that
-    cannot be imported or does not return an environment.
+    that cannot be imported or does not return an environment.
     """
     if is_factory(env):
         return _from_factory(env, *env.split(":", 1))
@@ -176,8 +174,7 @@ def describe(env: str, made: Env) -> EnvSpec:
     """Check the spaces of an environment and collect what the engine needs of it.
 
     Raises ConfigError naming the space and what is supported: observations are a Box of at most
-    65,536
-    numbers (not images), actions a Discrete or a Box with finite bounds.
+    65,536 numbers (not images), actions a Discrete or a Box with finite bounds.
     """
     obs, act = made.observation_space, made.action_space
     if not isinstance(obs, gym.spaces.Box):

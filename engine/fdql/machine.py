@@ -82,9 +82,7 @@ def check_memory(config: Config, env: EnvSpec) -> tuple[Config, int]:
     assert config.envs_per_worker is not None
     lanes = config.workers * config.envs_per_worker
     per_row = row_nbytes(env.obs_dim, env.action_dim, env.discrete)
-    capacity = config.replay.capacity or default_capacity(
-        env.obs_dim, env.action_dim, env.discrete
-    )
+    capacity = config.replay.capacity or default_capacity(env.obs_dim, env.action_dim, env.discrete)
     needed = nbytes_for(capacity, lanes, env.obs_dim, env.action_dim, env.discrete)
     usable = int(available_memory() * USABLE)
     if needed > usable:

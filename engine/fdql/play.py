@@ -36,8 +36,8 @@ class Policy:
         """The environment's action for one observation (shape of the space) or many (one more axis
         in front).
 
-        deterministic=False draws from the policy instead of taking its greedy action.
-        Raises ValueError for another shape or for a NaN or infinity.
+        deterministic=False draws from the policy instead of taking its greedy action. Raises
+        ValueError for another shape or for a NaN or infinity.
         """
         obs = np.asarray(obs, dtype=np.float32)
         one = obs.shape == self.env.obs_shape
@@ -108,8 +108,7 @@ def evaluate(
     """Play `episodes` greedy episodes, in `env` or in the one it was trained on.
 
     Raises ConfigError when the spaces of `env` are not those of the policy, and when the policy's
-    file
-    names a module:factory and `env` does not repeat it: a file never decides what code runs.
+    file names a module:factory and `env` does not repeat it: a file never decides what code runs.
     """
     if episodes < 1:
         raise ConfigError(f"episodes = {episodes}: must be at least 1; 20 works")

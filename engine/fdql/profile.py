@@ -2,8 +2,7 @@
 percentiles.
 
 A process has one record (shm.records.Record): a counter per `Counter` and a histogram per `Stage`.
-Its
-owner writes, the supervisor reads. The eight stage names are those of ARCHITECTURE.md.
+Its owner writes, the supervisor reads. The eight stage names are those of ARCHITECTURE.md.
 """
 
 from __future__ import annotations

@@ -237,7 +237,9 @@ class RunResult:
 
     @property
     def exit_code(self) -> int:
-        """For the shell: 0, 130 after Ctrl-C, 1 otherwise."""
+        """For the shell: 0, 130 after Ctrl-C, 1 when there was a problem."""
+        if self.problem:
+            return 1
         return {"solved": 0, "total_timesteps": 0, "interrupted": 130}.get(self.exit_reason, 1)
 
 

@@ -2,8 +2,8 @@
 for a seed.
 
 The oracle of the asynchronous mode, the mode for a debugger, and the mode where there is no memfd.
-Nothing
-here depends on time: chunks are handed over after every pass, policies are published by count.
+Nothing here depends on time: chunks are handed over after every pass, policies are published by
+count.
 """
 
 from __future__ import annotations

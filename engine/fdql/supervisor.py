@@ -2,8 +2,7 @@
 report.
 
 Reads every record and event; writes the control block. It is in no one's data path: training goes
-on
-while it sleeps. Death is decided by the kernel (pidfd); a silent process is killed first, then
+on while it sleeps. Death is decided by the kernel (pidfd); a silent process is killed first, then
 reaped.
 """
 
@@ -161,6 +160,8 @@ class Supervisor:
                 self._forget(role, child)
                 if not self.leaving:
                     self._died(role, child)
+                elif child.process.returncode:
+                    self._left_badly(role, child)
 
     def _listen(self, child: Child) -> None:
         for line in child.read_output():
@@ -209,6 +210,12 @@ class Supervisor:
                 f"{role} ended ({account}); restart {len(deaths)} of {engine.restarts}"
             )
             self._spawn(role, child.incarnation + 1)
+
+    def _left_badly(self, role: str, child: Child) -> None:
+        """A child failed after it was told to leave, the trainer while saving perhaps."""
+        self.problem = self.problem or f"the {role} process failed at the end: {child.account()}"
+        self.folder.log(f"[{role}] ended: {child.account()}")
+        self.board.problem("\n".join(f"[{role}] {line}" for line in child.output))
 
     def _check_silence(self) -> None:
         """Kill what gave no sign of life for too long; its death is then noticed like any other."""

@@ -2,14 +2,12 @@
 over.
 
 Reads its action slots; writes its observation slots and its transition ring. Two groups of
-environments
-take turns: one steps while the other waits for its actions. Imports neither torch nor numba.
+environments take turns: one steps while the other waits for its actions. Imports neither torch nor
+numba.
 
 A row of the ring is (obs_t, action_t, reward_t, how the step ended). The next row of the same lane
-holds
-obs_{t+1}: the next step's, or, when the episode ended, a BOUNDARY row with the final observation,
-so that
-no transition ever crosses a reset (the worker resets its environments itself).
+holds obs_{t+1}: the next step's, or, when the episode ended, a BOUNDARY row with the final
+observation, so that no transition ever crosses a reset (the worker resets its environments itself).
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Greedy episodes on one published policy, in environments of its own; training never waits for it.
 
 Reads the published policies; writes its record and best/policy.safetensors. Every evaluation plays
-the
-same number of episodes from the same start seeds with one policy version, whatever is published
+the same number of episodes from the same start seeds with one policy version, whatever is published
 meanwhile.
 """
 

@@ -1,9 +1,8 @@
 """The samples-per-insert governor: how many updates are due, how many environment steps may start.
 
 One number is held from both sides. The trainer makes an update only when it is due; inference
-starts an
-environment step only while it is allowed. Reads and writes nothing: pure arithmetic on counts.
-(The idea of a rate limiter on both sides: Cassirer 2021, Reverb.)
+starts an environment step only while it is allowed. Reads and writes nothing: pure arithmetic on
+counts. (The idea of a rate limiter on both sides: Cassirer 2021, Reverb.)
 """
 
 from __future__ import annotations

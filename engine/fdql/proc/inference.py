@@ -2,10 +2,8 @@
 batches.
 
 Reads observation slots and the published policy; writes action slots. Before the first publication
-it
-answers with uniform, held actions (the warm-up). It is also where environment steps are held back:
-it
-answers only while the steps started are fewer than the trainer allows.
+it answers with uniform, held actions (the warm-up). It is also where environment steps are held
+back: it answers only while the steps started are fewer than the trainer allows.
 """
 
 from __future__ import annotations

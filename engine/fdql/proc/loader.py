@@ -1,8 +1,7 @@
 """Stages 3 and 4 of 8: `ingest` and `sample`, the loop body of the trainer's loader thread.
 
-Reads every transition ring; owns the replay (memory of the trainer process). Its kernels hold no
-lock of the
-interpreter, so batches are filled while an update runs.
+Reads every transition ring; owns the replay (memory of the trainer process). Its kernels do not
+hold the interpreter's lock, so batches are filled while an update runs.
 """
 
 from __future__ import annotations
@@ -90,8 +89,6 @@ class Loader:
         self.record.observe_since(Stage.SAMPLE, t0)
 
     def give_back(self, batch: Batch) -> None:
-        """Write the priorities of a batch that was learned from; those of overwritten rows are
-        dropped.
-        """
+        """Write a learned batch's priorities; those of overwritten rows are dropped."""
         applied = self.replay.update_priorities(batch.leaf, batch.serial, batch.priority)
         self.record.add(Counter.STALE, len(batch.leaf) - applied)

@@ -2,10 +2,9 @@
 numba.
 
 The supervisor creates the segment and passes its descriptor; every process opens the sections of
-its role.
-Writers: a worker writes its ring, its slots and its record; inference its replies and its record;
-the
-trainer the weights and its record; the evaluator its record; the supervisor the control block.
+its role. Writers: a worker writes its ring, its slots and its record; inference its replies and its
+record; the trainer the weights and its record; the evaluator its record; the supervisor the control
+block.
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
-"""Stages 5 and 6 of 8, `update` and `publish`, and the process that also holds the loader
-(loader.py).
+"""Stages 5 and 6 of 8, `update` and `publish`: the process that also holds the loader (loader.py).
 
 Owns the learner. Reads staged batches; writes the weights and its record. The loader thread fills
-the
-next batches while an update runs.
+the next batches while an update runs.
 """
 
 from __future__ import annotations
@@ -136,9 +134,7 @@ class Trainer:
 
 
 def trainer_main(memory: RunMemory, events: Events) -> int:
-    """Run until told to stop, then save. Returns 0; raises NotFiniteError when an update is not
-    finite.
-    """
+    """Run until told to stop, then save. Returns 0; NotFiniteError when an update is not finite."""
     loader = Loader(memory)
     trainer = Trainer(memory, make_learner(memory.plan))
     warm_up(memory.plan, loader)
@@ -211,7 +207,7 @@ def trainer_main(memory: RunMemory, events: Events) -> int:
 
 
 def warm_up(plan: RunPlan, loader: Loader) -> None:
-    """Load every compiled kernel before the first chunk, on a learner and a replay of their own."""
+    """Load the learner's kernels before the first chunk, on a learner of its own."""
     learner = make_learner(plan)
     batch = loader.batches[0]
     batch.obs_scale[:], batch.reward_scale[:] = 1.0, 1.0

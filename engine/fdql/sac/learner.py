@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fdql.config import SacConfig
+from fdql.config import BadValueError, SacConfig
 from fdql.sac.nets import F32, NetSpec
 
 F64 = NDArray[np.float64]
@@ -37,7 +37,7 @@ LN_TEMPERATURE_MAX = 0.0  # both kinds of action; the minimum is a setting
 METRIC_RATE = 0.02  # metrics are exponential averages with this rate, begun at the first value
 
 
-class NotFiniteError(ArithmeticError):
+class NotFiniteError(BadValueError):
     """A gradient is NaN or infinite; nothing was changed by the step that would have used it."""
 
 
