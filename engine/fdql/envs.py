@@ -118,7 +118,8 @@ def make_env(env: str) -> Env:
             except ImportError as error:
                 raise ConfigError(_missing(env, extra, error)) from None
     try:
-        made: Env = gym.make(env)
+        # Gymnasium's passive checker only warns, and does so at the price of every step.
+        made: Env = gym.make(env, disable_env_checker=True)
     except gym.error.DependencyNotInstalled as error:
         entry = str(getattr(gym.registry.get(env), "entry_point", ""))
         extra = next((x for key, x in _EXTRAS.items() if key in entry), "envs")
