@@ -208,7 +208,7 @@ def test_a_killed_supervisor_takes_everything_with_it(tmp_path):
 
 
 def is_dead(process: psutil.Process) -> bool:
-    """Gone, or a zombie that its new parent (init) has not reaped yet: it holds no memory any more."""
+    """Gone, or a zombie that init has not reaped yet: it holds no memory any more."""
     try:
         return bool(process.status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
