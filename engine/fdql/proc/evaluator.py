@@ -34,7 +34,7 @@ from fdql.profile import Counter, Stage
 from fdql.sac.policy import Policy, precompile
 
 SLICE_NS = 100_000_000  # longest wait between two looks at the stop word
-HEAD_START_SECONDS = 10.0  # of evaluation before eval.share counts: a quick solution is seen at once
+HEAD_START_SECONDS = 10.0  # of evaluation before eval.share counts: quick solutions show at once
 MOST_ENVS = 32  # environments that play side by side
 
 
