@@ -191,6 +191,20 @@ def test_ctrl_c_before_the_first_step_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("serial", [False, True])
+def test_ctrl_c_is_heard_as_soon_as_there_is_a_folder(
+    own_environments, tmp_path, monkeypatch, serial
+):
+    def interrupted(*_: object) -> list[str]:
+        signal.raise_signal(signal.SIGINT)  # while the banner is made: nothing is started yet
+        return []
+
+    monkeypatch.setattr("fdql.supervisor.banner", interrupted)
+    result = go(tmp_path, "own_envs:Counting", serial=serial)
+    assert (result.exit_reason, result.exit_code) == ("interrupted", 130)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_killed_supervisor_takes_everything_with_it(tmp_path):
     process = start(tmp_path, *LONG)
     children = psutil.Process(process.pid).children(recursive=True)

@@ -28,14 +28,14 @@ from fdql.stop_request import StopRequest
 METRICS_STEPS = 1000  # environment steps between two rows of metrics
 
 
-def train_serial(plan: RunPlan, folder: RunFolder, board: Board) -> RunResult:
+def train_serial(plan: RunPlan, folder: RunFolder, board: Board, stop: StopRequest) -> RunResult:
     """Train in this process. Same contract as the asynchronous mode."""
     memory = RunMemory.create(plan, shared=False)
     report = Report(plan, memory, folder, board)
     exit_reason, problem = "crash", None
     try:
         # One thread: lockstep has nothing to overlap, and more would change the order of sums.
-        with StopRequest() as stop, threadpool_limits(1):
+        with threadpool_limits(1):
             exit_reason = _lockstep(plan, memory, report, stop)
     except BadValueError as error:
         exit_reason, problem = "bad_value", str(error)
@@ -57,7 +57,7 @@ def _lockstep(plan: RunPlan, memory: RunMemory, report: Report, stop: StopReques
     batch = loader.batches[0]
     every = plan.config.eval.every_steps
     next_metrics = METRICS_STEPS
-    reason = ""
+    reason = "interrupted" if stop.requested else ""  # while the learner was made
 
     def goes_on() -> bool:
         return not stop.requested

@@ -39,6 +39,7 @@ from fdql.stop_request import StopRequest
 
 POLL_MS = 100  # longest sleep of the supervisor
 METRICS_SECONDS = 1.0  # between two rows of metrics
+QUIET_SECONDS = 5.0  # a start that takes longer is explained
 START_SECONDS = 600.0  # a process must be ready by then; the first start compiles the kernels
 LEAVE_SECONDS = 20.0  # a process told to leave is killed after this
 SAVE_SECONDS = 300.0  # the trainer writes its checkpoint when it leaves: its disk may be slow
@@ -60,21 +61,21 @@ def train(config: Config, *, quiet: bool = False) -> RunResult:
     finally:
         probe.close()
     config, replay_bytes = check_memory(config, env)
-    folder = RunFolder(config)
-    plan = RunPlan(
-        config=replace(config, run_dir=str(folder.path)),
-        env=env,
-        run_dir=str(folder.path.resolve()),
-    )
-    board = Board(f"fdql  {config.env}  seed {config.seed}", quiet=quiet)
-    for line in banner(plan, cores, replay_bytes):
-        folder.log(line)
-        board.note(line)
-    if config.serial:
-        from fdql.serial import train_serial  # brings Numba: a second that no other run waits for
+    with StopRequest() as stop:  # from here on Ctrl-C ends in order: there is a folder to clear up
+        folder = RunFolder(config)
+        plan = RunPlan(
+            config=replace(config, run_dir=str(folder.path)),
+            env=env,
+            run_dir=str(folder.path.resolve()),
+        )
+        board = Board(f"fdql  {config.env}  seed {config.seed}", quiet=quiet)
+        for line in banner(plan, cores, replay_bytes):
+            folder.log(line)
+            board.note(line)
+        if config.serial:
+            from fdql.serial import train_serial  # brings Numba: no other run waits for it
 
-        return train_serial(plan, folder, board)
-    with StopRequest() as stop:
+            return train_serial(plan, folder, board, stop)
         return Supervisor(plan, folder, board, stop, cores).run()
 
 
@@ -96,7 +97,7 @@ class Supervisor:
         self.started: dict[str, float] = {}
         self.deaths: dict[str, deque[float]] = {}
         self.poll = select.poll()
-        self.leaving = False
+        self.leaving = self.told_compiling = False
         self.exit_reason = ""
         self.problem: str | None = None
 
@@ -146,9 +147,18 @@ class Supervisor:
             self.poll.register(fd, select.POLLIN)
 
     def _start_evaluator(self) -> None:
-        """Last of all: its start must not take a core from those that the first step waits for."""
+        """Last of all: its start must not take a core from those that the first step waits for.
+
+        Says why, when that takes long.
+        """
+        if self.exit_reason:
+            return
         if "evaluator" not in self.started and all(c.ready for c in self.children.values()):
             self._spawn("evaluator")
+        elif not self.told_compiling and time.monotonic() - self.started["trainer"] > QUIET_SECONDS:
+            self.told_compiling = True
+            if "trainer" in self.children and not self.children["trainer"].ready:
+                self.board.note("compiling the kernels; this happens once, then they are cached")
 
     def _pump(self) -> None:
         """Sleep until a child speaks or dies, at most POLL_MS; take in what there is."""
