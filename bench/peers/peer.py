@@ -117,7 +117,7 @@ class Evaluations(BaseCallback):
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--library", choices=sorted(PACKAGES), required=True)
-    parser.add_argument("--algorithm", choices=("dqn", "ppo", "sac"), required=True)
+    parser.add_argument("--algorithm", choices=sorted({a for a, _ in SETTINGS}), required=True)
     parser.add_argument("--env", required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--episodes", type=int, default=20, help="per evaluation")
@@ -132,6 +132,8 @@ def main() -> int:
     if "Bullet" in args.env:
         importlib.import_module("pybullet_envs_gymnasium")  # registers them
     module, packages = PACKAGES[args.library]
+    if (args.library, args.algorithm) == ("sb3", "qrdqn"):
+        module, packages = "sb3_contrib", ("sb3-contrib", *packages)
     algorithm = getattr(importlib.import_module(module), args.algorithm.upper())
     settings: dict[str, Any] = {
         key: LinearSchedule(float(v[4:]), 0.0, 1.0) if str(v).startswith("lin_") else v

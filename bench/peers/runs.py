@@ -46,8 +46,12 @@ CONTINUOUS = ("sb3-sac", "sbx-sac")
 TASKS = {
     "CartPole-v1": Task(line=475.0, peers=DISCRETE),
     "Pendulum-v1": Task(line=-180.0, episodes=100, peers=CONTINUOUS),
+    "Acrobot-v1": Task(line=-90.0, peers=("sb3-dqn", "sb3-qrdqn", "sbx-dqn")),
+    "MountainCar-v0": Task(line=-110.0, peers=("sb3-dqn", "sbx-dqn")),
+    "MountainCarContinuous-v0": Task(line=90.0, peers=CONTINUOUS),
     "LunarLander-v3": Task(line=200.0, every_steps=5000, peers=DISCRETE),
-    "HalfCheetahBulletEnv-v0": Task(line=None, every_steps=10_000, peers=CONTINUOUS),
+    "LunarLanderContinuous-v3": Task(line=236.0, every_steps=5000, peers=(*CONTINUOUS, "sbx-tqc")),
+    "HalfCheetahBulletEnv-v0": Task(line=None, every_steps=10_000, peers=(*CONTINUOUS, "sbx-tqc")),
 }
 
 
