@@ -298,3 +298,23 @@ def test_priorities_by_hand():
 def test_cached_machine_code_is_stamped_with_all_sources():
     for function in (elementary.exp, net_at, forward):
         assert function._cache._cache_file._source_stamp[1] == jit.SOURCES
+
+
+# -- two threads -----------------------------------------------------------------------------------
+
+
+@both_actions
+def test_two_threads_give_the_numbers_of_one(discrete):
+    spec, config = tiny(discrete)
+    one, two = (CompiledLearner(spec, config, 0.4, 3, threads=n) for n in (1, 2))
+    for i in range(30):
+        data = batch(spec, seed=i, size=40), batch(spec, seed=i, size=40)
+        one.update(*data[0])
+        two.update(*data[1])
+        np.testing.assert_array_equal(data[0][-1], data[1][-1])  # priorities
+    assert everything(one) == everything(two)
+
+
+def test_a_learner_has_one_thread_or_two():
+    with pytest.raises(ValueError, match="threads = 3"):
+        CompiledLearner(*tiny(True), 0.4, 0, threads=3)

@@ -21,17 +21,17 @@ from typing import Any
 from fdql.shm.guard import pidfd_open
 
 OUTPUT_LINES = 60  # of a child's output kept for the message when it dies
-_THREAD_VARIABLES = (
-    "OMP_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "NUMBA_NUM_THREADS",
-)
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
-def child_environment(threads: int) -> dict[str, str]:
-    """Environment of a child: thread caps, and a Numba cache that can be written."""
+def child_environment(threads: int, kernel_threads: int) -> dict[str, str]:
+    """Environment of a child: thread caps, and a Numba cache that can be written.
+
+    threads         of every library that brings its own (BLAS, torch)
+    kernel_threads  of Numba's parallel kernels
+    """
     env = dict(os.environ) | dict.fromkeys(_THREAD_VARIABLES, str(threads))
+    env["NUMBA_NUM_THREADS"] = str(kernel_threads)
     env["PYTHONUNBUFFERED"] = "1"
     package = Path(__file__).parent
     if "NUMBA_CACHE_DIR" not in env and not os.access(package, os.W_OK):
@@ -58,6 +58,7 @@ class Child:
         fd: int,
         plan: str,
         threads: int,
+        kernel_threads: int,
         incarnation: int,
     ) -> None:
         self.role, self.incarnation = role, incarnation
@@ -83,7 +84,7 @@ class Child:
                 stdin=subprocess.DEVNULL,
                 stdout=output_w,
                 stderr=output_w,
-                env=child_environment(threads),
+                env=child_environment(threads, kernel_threads),
                 process_group=0,  # Ctrl-C in the terminal reaches the supervisor alone
             )
         except BaseException:

@@ -222,6 +222,8 @@ class EngineConfig:
     """Updates between two published policies, at most ..."""
     publish_seconds: float = 0.2
     """... or seconds (asynchronous mode only)."""
+    learner_threads: int | None = None
+    """Threads of the compiled learner: 1, or 2 (one per critic); None: 2 on two cores or more."""
     ahead_updates: int = 16
     """Environment workers may be this many updates' worth of steps ahead of the trainer."""
     restarts: int = 5
@@ -275,6 +277,13 @@ class EngineConfig:
             self.publish_seconds,
             "must be positive",
             0.2,
+        )
+        _require(
+            self.learner_threads in (None, 1, 2),
+            "engine.learner_threads",
+            self.learner_threads,
+            "must be 1 or 2",
+            2,
         )
         _require(
             self.ahead_updates >= 1,

@@ -58,7 +58,12 @@ def resolve(config: Config, *, cores: int) -> Config:
     if learner == "auto":
         learner = "torch" if config.device == "cuda" else "compiled"
     device: Literal["cpu", "cuda"] = "cuda" if config.device == "cuda" else "cpu"
-    return replace(config, workers=workers, envs_per_worker=envs, learner=learner, device=device)
+    engine = config.engine
+    if engine.learner_threads is None:
+        engine = replace(engine, learner_threads=min(2, cores))
+    return replace(
+        config, workers=workers, envs_per_worker=envs, learner=learner, device=device, engine=engine
+    )
 
 
 def available_memory() -> int:
@@ -111,7 +116,8 @@ def banner(plan: RunPlan, cores: int, replay: int) -> list[str]:
             if config.serial
             else f"{plan.workers} worker(s), inference, trainer, evaluator"
         )
-        + f"; {plan.lanes} environments; {config.learner} learner",
+        + f"; {plan.lanes} environments; {config.learner} learner"
+        + (f", {config.engine.learner_threads} thread(s)" if config.learner == "compiled" else ""),
         f"replay {config.replay.capacity:,} transitions, at most {replay / 2**20:,.0f} MiB; "
         + ("unthrottled" if config.ratio == "free" else f"{config.ratio:g} samples per insert"),
         f"writing {plan.run_dir}",

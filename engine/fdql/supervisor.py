@@ -89,7 +89,7 @@ class Supervisor:
         self.memory = RunMemory.create(plan, shared=True)
         self.report = Report(plan, self.memory, folder, board)
         self.plan_json = plan.to_json()
-        # The compiled learner uses one thread; torch gets what trainer and inference leave unused.
+        # The compiled learner's BLAS has one thread; torch gets what workers and inference leave.
         self.trainer_threads = (
             max(1, cores - plan.workers - 1) if plan.config.learner == "torch" else 1
         )
@@ -139,6 +139,7 @@ class Supervisor:
             self.memory.segment.fd,
             self.plan_json,
             threads,
+            (self.plan.config.engine.learner_threads or 1) if kind == "trainer" else 1,
             incarnation,
         )
         self.children[role] = child

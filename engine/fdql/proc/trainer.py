@@ -46,7 +46,7 @@ def make_learner(plan: RunPlan) -> Learner:
         return TorchLearner(net, sac, exponent, seed, plan.config.device)
     from fdql.sac.kernels import CompiledLearner
 
-    return CompiledLearner(net, sac, exponent, seed)
+    return CompiledLearner(net, sac, exponent, seed, plan.config.engine.learner_threads or 1)
 
 
 class Trainer:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fdql.config import SacConfig
+from fdql.sac.jit import two_threads
 from fdql.sac.kernels_continuous import Actor, update_continuous
 from fdql.sac.kernels_critic import Critics, Rates
 from fdql.sac.kernels_discrete import Discrete, update_discrete
@@ -54,11 +55,24 @@ _WINDOW_SIGMAS = 6.0  # half width of the bins computed around a target; the mas
 
 
 class CompiledLearner:
-    """Implements `learner.Learner`. Memory is laid out at the first update, for its batch size."""
+    """Implements `learner.Learner`. Memory is laid out at the first update, for its batch size.
+
+    threads   1, or 2: the two critics side by side; the numbers are the same bit for bit
+    """
 
     def __init__(
-        self, spec: NetSpec, config: SacConfig, priority_exponent: float, seed: int
+        self,
+        spec: NetSpec,
+        config: SacConfig,
+        priority_exponent: float,
+        seed: int,
+        threads: int = 1,
     ) -> None:
+        if threads not in (1, 2):
+            raise ValueError(f"threads = {threads}: 1, or 2 for one of each critic")
+        self._threads = threads
+        if threads == 2:
+            two_threads()
         self.spec = spec
         self.config = config
         self._rng = np.random.default_rng(seed)
@@ -217,33 +231,34 @@ class CompiledLearner:
 
     def _allocate(self, rows: int) -> None:
         """Working memory for batches of `rows`. Nothing in it outlives an update."""
-        s, split = self.spec, self._split
+        s, split, t = self.spec, self._split, (self._threads,)
         w, groups = s.critic_width, s.action_dim if s.discrete else 1
         window = min(2 * math.ceil(_WINDOW_SIGMAS * self.config.sigma_bins) + 1, s.bins)
         self._critics = Critics(
             params=self.params[:split], target=self.target, grad=self._gradient[:split],
             m=self.moments[0, :split], v=self.moments[1, :split], keep=self._keep[:split],
-            **_activations(rows, w),
-            logits=_f32(rows, s.bins), columns=_f32(w, s.bins),
+            **_activations(t, rows, w),
+            logits=_f32(*t, rows, s.bins), columns=_f32(*t, w, s.bins),
             support=np.linspace(-s.v_max, s.v_max, s.bins, dtype=np.float32),
             first=np.zeros(rows, np.int64), p=_f32(rows, window), y=_f32(rows), q=_f32(2, rows),
-            starts=np.linspace(0, rows, groups + 1).astype(np.int64),
+            loss=np.zeros(2), starts=np.linspace(0, rows, groups + 1).astype(np.int64),
         )  # fmt: skip
         order = np.arange(rows)
         if s.discrete:
             self._discrete = Discrete(
                 order=order, x=_f32(rows, s.obs_dim), next_x=_f32(rows, s.obs_dim),
-                out=_f32(rows, s.critic_out), q=_f32(rows, s.action_dim),
-                low=_f32(rows, s.action_dim), other=_f32(rows, s.action_dim), v=_f32(rows),
+                out=_f32(*t, rows, s.critic_out), online=_f32(2, rows, s.action_dim),
+                slow=_f32(2, rows, s.action_dim), q=_f32(rows, s.action_dim),
+                low=_f32(rows, s.action_dim), v=_f32(rows),
             )  # fmt: skip
         else:
             self._actor = Actor(
                 params=self.params[split:], grad=self._gradient[split:], keep=self._keep[split:],
                 m=self.moments[0, split:], v=self.moments[1, split:],
-                **_activations(rows, s.actor_width),
+                **_activations((), rows, s.actor_width),
                 s=_f32(rows, s.obs_dim), next_s=_f32(rows, s.obs_dim), x=_f32(rows, s.critic_in),
                 out=_f32(rows, 2 * s.action_dim), action=_f32(rows, s.action_dim),
-                da=_f32(rows, s.action_dim), one=_f32(rows, s.action_dim), order=order,
+                da=_f32(rows, s.action_dim), one=_f32(2, rows, s.action_dim), order=order,
             )  # fmt: skip
         self._rows = rows
 
@@ -252,7 +267,7 @@ def _f32(*shape: int) -> F32:
     return np.zeros(shape, dtype=np.float32)
 
 
-def _activations(rows: int, width: int) -> dict[str, F32]:
+def _activations(threads: tuple[int, ...], rows: int, width: int) -> dict[str, F32]:
     """What a forward and backward pass of one network keeps, by the names of the kernels."""
-    wide = {name: _f32(rows, width) for name in ("n0", "x1", "n1", "x2", "d2", "d1")}
-    return wide | {"r0": _f32(rows), "r1": _f32(rows)}
+    wide = {name: _f32(*threads, rows, width) for name in ("n0", "x1", "n1", "x2", "d2", "d1")}
+    return wide | {"r0": _f32(*threads, rows), "r1": _f32(*threads, rows)}

@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from numba import prange
 from numpy.typing import NDArray
 
 from fdql.sac.jit import kernel
@@ -35,7 +36,6 @@ from fdql.sac.kernels_heads import (
     tanh_normal_ln_density,
     value_gradient,
 )
-from fdql.sac.kernels_math import ZERO
 from fdql.sac.nets import F32
 
 F64 = NDArray[np.float64]
@@ -50,7 +50,7 @@ class Actor(NamedTuple):
     s next_s (B, O)                         normalised observations
     x (B, O + A)                            input of the critics
     out (B, 2 A)                            means and raw log stds; then their gradient
-    action da one (B, A)                    an action; dL/daction, and the share of one critic
+    action da (B, A), one (2, B, A)         an action; dL/daction, and the share of each critic
     order (B,)                              0, 1, 2, ...: rows keep their order
     """
 
@@ -89,6 +89,21 @@ def _join(s: F32, action: F32, x: F32) -> None:
 
 
 @kernel()
+def _target_value(c: Critics, x: F32, k: int) -> None:
+    """q[k] = Qbar_k at x (B, O + A)."""
+    t = k % c.x1.shape[0]
+    net = net_at(c.target, 0, 2, k, x.shape[1], c.x1.shape[2], c.support.size)
+    forward(net, x, hidden_of(c, t), c.logits[t])
+    mean_value(c.logits[t], c.support, c.q[k])
+
+
+@kernel(parallel=True)
+def _target_values_on_two(c: Critics, x: F32) -> None:
+    for k in prange(2):
+        _target_value(c, x, k)
+
+
+@kernel()
 def _next_value(c: Critics, a: Actor, noise: F32) -> F32:
     """V(s') = min_k Qbar_k(s', a') at one a' ~ pi(.|s'): view (B,) of the critics' memory."""
     w = a.x1.shape[1]
@@ -96,14 +111,32 @@ def _next_value(c: Critics, a: Actor, noise: F32) -> F32:
     forward(actor, a.next_s, Hidden(a.n0, a.x1, a.r0, a.n1, a.x2, a.r1), a.out)
     tanh_normal(a.out, noise, a.action)
     _join(a.next_s, a.action, a.x)
-    for k in range(2):
-        net = net_at(c.target, 0, 2, k, a.x.shape[1], c.x1.shape[1], c.support.size)
-        forward(net, a.x, hidden_of(c), c.logits)
-        mean_value(c.logits, c.support, c.q[k])
+    if c.x1.shape[0] == 2:
+        _target_values_on_two(c, a.x)
+    else:
+        for k in range(2):
+            _target_value(c, a.x, k)
     v = c.q[0]
     for i in range(v.size):
         v[i] = min(v[i], c.q[1, i])
     return v
+
+
+@kernel()
+def _action_gradient(c: Critics, x: F32, first: int, k: int, one: F32) -> None:
+    """q[k] = Q_k at x (B, O + A), and one (B, A) = d(-Q_k / (2 B)) / da, a from column first on."""
+    t = k % c.x1.shape[0]
+    hidden, logits = hidden_of(c, t), c.logits[t]
+    net = net_at(c.params, 0, 2, k, x.shape[1], c.x1.shape[2], c.support.size)
+    forward(net, x, hidden, logits)
+    value_gradient(logits, c.support, -0.5 / x.shape[0], c.q[k])
+    backward_input(net, hidden, logits, c.d2[t], c.d1[t], first, one)
+
+
+@kernel(parallel=True)
+def _action_gradients_on_two(c: Critics, x: F32, first: int, one: F32) -> None:
+    for k in prange(2):
+        _action_gradient(c, x, first, k, one[k])
 
 
 @kernel()
@@ -122,16 +155,16 @@ def actor_gradient(
     tanh_normal(a.out, noise, a.action)
     ln_density, std = tanh_normal_ln_density(a.out, noise)
     _join(a.s, a.action, a.x)
+    if c.x1.shape[0] == 2:
+        _action_gradients_on_two(c, a.x, obs_dim, a.one)
+    else:
+        for k in range(2):
+            _action_gradient(c, a.x, obs_dim, k, a.one[k])
     value = 0.0
-    for k in range(2):
-        net = net_at(c.params, 0, 2, k, a.x.shape[1], c.x1.shape[1], c.support.size)
-        forward(net, a.x, hidden_of(c), c.logits)
-        value_gradient(c.logits, c.support, -0.5 / rows, c.q[k])
-        backward_input(net, hidden_of(c), c.logits, c.d2, c.d1, obs_dim, a.one)
-        for i in range(rows):
-            value += 0.5 * c.q[k, i]
-            for j in range(a.da.shape[1]):
-                a.da[i, j] = a.one[i, j] + (a.da[i, j] if k == 1 else ZERO)
+    for i in range(rows):
+        value += 0.5 * (c.q[0, i] + c.q[1, i])
+        for j in range(a.da.shape[1]):
+            a.da[i, j] = a.one[0, i, j] + a.one[1, i, j]
     tanh_normal_gradient(a.out, noise, a.action, temperature, a.da)
     backward(actor, grad, a.s, hidden, a.out, a.d2, a.d1)
     return temperature * ln_density - value / rows, -ln_density, std

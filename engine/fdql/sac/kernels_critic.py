@@ -1,9 +1,11 @@
 """One step of both critics, shared by discrete and continuous actions. Stage 5 of 8, `update`.
 
 The critics are walked one after the other, each forward and backward while its activations are in
-cache. With discrete actions a row of the batch trains the distribution of one action only, so the
-rows come sorted by action and the output layer works on one group of rows and its K columns at a
-time: A times less work there than all actions of all rows.
+cache; or, with two threads, side by side, each with its own working memory. Nothing is summed
+across them in between, so the numbers are the same bit for bit. With discrete actions a row of the
+batch trains the distribution of one action only, so the rows come sorted by action and the output
+layer works on one group of rows and its K columns at a time: A times less work there than all
+actions of all rows.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from numba import prange
 from numpy.typing import NDArray
 
 from fdql.sac.jit import kernel
@@ -26,14 +29,17 @@ I64 = NDArray[np.int64]
 
 
 class Critics(NamedTuple):
-    """Memory of the critics' learner; P parameters, B rows of a batch, w units, K bins, W window.
+    """Memory of the critics' learner; P parameters, B rows of a batch, w units, K bins, W window,
+    T threads (1 or 2).
 
     params, target, grad, m, v, keep (P,)   flat vectors; keep is AdamW's decay factor
-    n0 x1 n1 x2 d2 d1 (B, w), r0 r1 (B,)    activations and their gradients, of one critic at a time
-    logits (B, K)                           of the action in the batch; then their gradient
-    columns (w, K)                          the output layer's columns of one action
+    n0 x1 n1 x2 d2 d1 (T, B, w), r0 r1 (T, B)   activations and their gradients, of the critic that
+                                            a thread is at
+    logits (T, B, K)                        of the action in the batch; then their gradient
+    columns (T, w, K)                       the output layer's columns of one action
     support (K,), first (B,), p (B, W)      bins, and the target distributions
     y (B,), q (2, B)                        target values; both critics' values at the action taken
+    loss (2,)                               of each critic
     starts (A + 1,)                         rows starts[a] : starts[a + 1] have action a; [0, B] if
                                             actions are continuous
     """
@@ -59,6 +65,7 @@ class Critics(NamedTuple):
     p: F32
     y: F32
     q: F32
+    loss: F64
     starts: I64
 
 
@@ -75,9 +82,9 @@ class Rates(NamedTuple):
 
 
 @kernel()
-def hidden_of(c: Critics) -> Hidden:
-    """The activations' memory as the network kernels want it."""
-    return Hidden(c.n0, c.x1, c.r0, c.n1, c.x2, c.r1)
+def hidden_of(c: Critics, t: int) -> Hidden:
+    """The activations' memory of thread t as the network kernels want it."""
+    return Hidden(c.n0[t], c.x1[t], c.r0[t], c.n1[t], c.x2[t], c.r1[t])
 
 
 @kernel()
@@ -134,23 +141,56 @@ def output_backward(
 
 
 @kernel()
+def _critic_gradient(c: Critics, x: F32, k: int) -> None:
+    i, w, o = x.shape[1], c.x1.shape[2], (c.starts.size - 1) * c.support.size
+    t = k % c.x1.shape[0]
+    hidden = hidden_of(c, t)
+    columns, logits, d2 = c.columns[t], c.logits[t], c.d2[t]
+    net = net_at(c.params, 0, 2, k, i, w, o)
+    grad = net_at(c.grad, 0, 2, k, i, w, o)
+    forward_hidden(net, x, hidden)
+    output_forward(hidden.x2, net.w2, net.b2, c.starts, columns, logits)
+    c.loss[k] = cross_entropy_gradient(logits, c.support, c.first, c.p, c.q[k])
+    output_backward(hidden.x2, net.w2, c.starts, columns, logits, grad.w2, grad.b2, d2)
+    backward_hidden(net, grad, x, hidden, d2, c.d1[t])
+
+
+@kernel(parallel=True)
+def _critics_gradient_on_two(c: Critics, x: F32) -> None:
+    for k in prange(2):
+        _critic_gradient(c, x, k)
+
+
+@kernel()
 def critics_gradient(c: Critics, x: F32) -> float:
     """Fill `grad` and q from x (B, i) and the targets first, p; returns the loss of both critics.
 
     L = -sum_k mean_i sum_j p_ij ln softmax(l_ki)_j (Farebrother 2024, arXiv 2403.03950)
     """
-    i, w, o = x.shape[1], c.x1.shape[1], (c.starts.size - 1) * c.support.size
-    hidden = hidden_of(c)
-    loss = 0.0
-    for k in range(2):
-        net = net_at(c.params, 0, 2, k, i, w, o)
-        grad = net_at(c.grad, 0, 2, k, i, w, o)
-        forward_hidden(net, x, hidden)
-        output_forward(c.x2, net.w2, net.b2, c.starts, c.columns, c.logits)
-        loss += cross_entropy_gradient(c.logits, c.support, c.first, c.p, c.q[k])
-        output_backward(c.x2, net.w2, c.starts, c.columns, c.logits, grad.w2, grad.b2, c.d2)
-        backward_hidden(net, grad, x, hidden, c.d2, c.d1)
-    return loss
+    if c.x1.shape[0] == 2:
+        _critics_gradient_on_two(c, x)
+    else:
+        for k in range(2):
+            _critic_gradient(c, x, k)
+    return float(c.loss[0] + c.loss[1])
+
+
+@kernel()
+def _step_half(c: Critics, factor: float, rates: Rates, step: int, k: int) -> None:
+    half = c.params.size // 2
+    first, stop = k * half, c.params.size if k else half
+    p = c.params[first:stop]
+    adamw(
+        p, c.grad[first:stop], c.m[first:stop], c.v[first:stop], c.keep[first:stop],
+        factor, rates.learning_rate, step,
+    )  # fmt: skip
+    follow(c.target[first:stop], p, rates.target_rate)
+
+
+@kernel(parallel=True)
+def _step_on_two(c: Critics, factor: float, rates: Rates, step: int) -> None:
+    for k in prange(2):
+        _step_half(c, factor, rates, step, k)
 
 
 @kernel()
@@ -162,8 +202,11 @@ def critics_step(c: Critics, rates: Rates, step: int) -> float:
     norm = gradient_norm(c.grad)
     if np.isfinite(norm):
         factor = clip_factor(norm, rates.gradient_clip)
-        adamw(c.params, c.grad, c.m, c.v, c.keep, factor, rates.learning_rate, step)
-        follow(c.target, c.params, rates.target_rate)
+        if c.x1.shape[0] == 2:
+            _step_on_two(c, factor, rates, step)
+        else:
+            for k in range(2):
+                _step_half(c, factor, rates, step, k)
     return norm
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from numba import prange
 from numpy.typing import NDArray
 
 from fdql.sac.jit import kernel
@@ -39,8 +40,9 @@ class Discrete(NamedTuple):
 
     order (B,)               row i of everything below is row order[i] of the batch, by action
     x next_x (B, O)          normalised observations
-    out (B, A K)             one critic's logits of every action
-    q low other (B, A)       mean of the online critics; minimum of the targets; scratch
+    out (T, B, A K)          one critic's logits of every action, of each thread
+    online slow (2, B, A)    values of the online and of the target critics at s'
+    q low (B, A)             mean of the online critics; minimum of the targets
     v (B,)                   V(s')
     """
 
@@ -48,9 +50,10 @@ class Discrete(NamedTuple):
     x: F32
     next_x: F32
     out: F32
+    online: F32
+    slow: F32
     q: F32
     low: F32
-    other: F32
     v: F32
 
 
@@ -82,15 +85,25 @@ def _take_rows(source: F32, order: I64, out: F32) -> None:
 
 
 @kernel()
-def _action_values(c: Critics, d: Discrete, flat: F32, q0: F32, q1: F32) -> None:
-    """q_k (B, A) = Q_k(s', .) of both critics with the parameters `flat`."""
-    rows, actions = q0.shape
+def _action_values(c: Critics, d: Discrete, k: int) -> None:
+    """Q_k(s', .) of online and target critic k: online[k] and slow[k] (B, A)."""
+    rows, actions = d.q.shape
     bins = c.support.size
-    for k in range(2):
-        net = net_at(flat, 0, 2, k, d.next_x.shape[1], c.x1.shape[1], actions * bins)
-        forward(net, d.next_x, hidden_of(c), d.out)
-        q = q0 if k == 0 else q1
-        mean_value(d.out.reshape((rows * actions, bins)), c.support, q.reshape(rows * actions))
+    t = k % c.x1.shape[0]
+    logits, hidden = d.out[t], hidden_of(c, t)
+    lines = logits.reshape((rows * actions, bins))
+    net = net_at(c.params, 0, 2, k, d.next_x.shape[1], c.x1.shape[2], actions * bins)
+    forward(net, d.next_x, hidden, logits)
+    mean_value(lines, c.support, d.online[k].reshape(rows * actions))
+    net = net_at(c.target, 0, 2, k, d.next_x.shape[1], c.x1.shape[2], actions * bins)
+    forward(net, d.next_x, hidden, logits)
+    mean_value(lines, c.support, d.slow[k].reshape(rows * actions))
+
+
+@kernel(parallel=True)
+def _action_values_on_two(c: Critics, d: Discrete) -> None:
+    for k in prange(2):
+        _action_values(c, d, k)
 
 
 @kernel()
@@ -111,14 +124,15 @@ def update_discrete(
     _take_rows(next_obs, d.order, d.next_x)
     normalise_obs(d.next_x, obs_mean, obs_scale, d.next_x)
 
-    _action_values(c, d, c.params, d.q, d.other)
+    if c.x1.shape[0] == 2:
+        _action_values_on_two(c, d)
+    else:
+        for k in range(2):
+            _action_values(c, d, k)
     for i in range(d.q.shape[0]):
         for a in range(d.q.shape[1]):
-            d.q[i, a] = HALF * (d.q[i, a] + d.other[i, a])
-    _action_values(c, d, c.target, d.low, d.other)
-    for i in range(d.q.shape[0]):
-        for a in range(d.q.shape[1]):
-            d.low[i, a] = min(d.low[i, a], d.other[i, a])
+            d.q[i, a] = HALF * (d.online[0, i, a] + d.online[1, i, a])
+            d.low[i, a] = min(d.slow[0, i, a], d.slow[1, i, a])
 
     entropy = boltzmann_value(d.q, d.low, temperature, d.v)
     clipped = targets(c, d.order, reward, discount, d.v, reward_scale[0], rates)
