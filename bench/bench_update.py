@@ -1,12 +1,12 @@
 """One update of the learner, compiled and in eager torch, and its share of the sgemm rate.
 
     pytest bench/bench_update.py --benchmark-group-by=group
-    python bench/bench_update.py            # the two in turns, for a machine that is not quiet
+    python bench/bench_update.py            # in turns, with one and with two threads
 
 Batch 256, width 128, 101 bins: the defaults. The shapes are CartPole's (4 observations, 2 actions)
 and HalfCheetah's (26, 6 components). Share = multiply-adds that one update needs, times updates
 per second, over the best sgemm rate of the same run: the rest is what is not a matrix product.
-Set OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 to compare one thread with one thread.
+For pytest set OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 to compare one thread with one thread.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from fdql.sac.kernels import CompiledLearner
 from fdql.sac.nets import NetSpec, policy_shapes, size_of
 from fdql.sac.policy import Explorer, Policy, explorer_mask
 from fdql.sac.update import TorchLearner
+from peers.runs import usable_cores
+from threadpoolctl import threadpool_limits
 
 ROWS = 256
 SPECS = {
@@ -119,48 +121,51 @@ def test_inference_round_of_8(benchmark, name):
     assert np.abs(out).max() <= 1
 
 
+def contestants(spec: NetSpec) -> dict[str, tuple[Learner, int]]:
+    """Name -> learner and its threads; two threads only where there are two cores."""
+    made: dict[str, tuple[Learner, int]] = {}
+    for threads in range(1, 1 + min(2, usable_cores())):
+        made[f"compiled, {threads} thread(s)"] = (
+            CompiledLearner(spec, SacConfig(), 0.4, 0, threads=threads), threads,
+        )  # fmt: skip
+        made[f"torch, {threads} thread(s)"] = TorchLearner(spec, SacConfig(), 0.4, 0), threads
+    return made
+
+
 def main(rounds: int = 30, each: int = 8) -> None:
-    """Both learners in turns; last line JSON. Best rounds show the code, medians the machine."""
-    torch.set_num_threads(1)
+    """All in turns; last line JSON. Best rounds show the code, medians the machine."""
     rows = []
     for name, spec in SPECS.items():
-        data = batches(spec)
-        learners: list[Learner] = [
-            make(spec, SacConfig(), 0.4, 0) for make in (CompiledLearner, TorchLearner)
-        ]
-        start = time.perf_counter()
-        learners[0].update(*data[0])
-        first = time.perf_counter() - start
-        rates: list[list[float]] = [[], [], []]
-        for _ in range(rounds):
-            for learner, mine in zip(learners, rates, strict=False):
+        data, learners = batches(spec), contestants(spec)
+        rates: dict[str, list[float]] = {who: [] for who in learners}
+        sgemm: list[float] = []
+        for turn in range(rounds + 1):  # the first compiles
+            for who, (learner, threads) in learners.items():
+                torch.set_num_threads(threads)  # BLAS of the compiled learner has one
                 start = time.perf_counter()
                 for _ in range(each):
                     learner.update(*data[learner.updates % 8])
-                mine.append(each / (time.perf_counter() - start))
-            rates[2].append(sgemm_rate())
-        for learner in learners:
+                if turn:
+                    rates[who].append(each / (time.perf_counter() - start))
+            sgemm.append(sgemm_rate())
+        for learner, _ in learners.values():
             check(learner, learner.updates)
-        ours, theirs, sgemm = (max(r) for r in rates)
-        rows.append(
-            {
-                "shape": name,
-                "compiled updates/s, best": round(ours, 1),
-                "torch updates/s, best": round(theirs, 1),
-                "compiled updates/s, median": round(float(np.median(rates[0])), 1),
-                "torch updates/s, median": round(float(np.median(rates[1])), 1),
-                "ratio of best": round(ours / theirs, 2),
-                "ratio, median of rounds": round(
-                    float(np.median(np.divide(rates[0], rates[1]))), 2
+        base = "torch, 1 thread(s)"
+        print(f"{name}: sgemm {2e-9 * max(sgemm):.0f} GFLOP/s, one thread")
+        for who, mine in rates.items():
+            row = {
+                "shape": name, "who": who, "best": round(max(mine), 1),
+                "median": round(float(np.median(mine)), 1),
+                "ratio of medians to torch, 1 thread": round(
+                    float(np.median(mine) / np.median(rates[base])), 2
                 ),
-                "sgemm GFLOP/s": round(2e-9 * sgemm, 1),
-                "sgemm share": round(ours * multiply_adds(spec) / sgemm, 3),
-                "first update s": round(first, 2),
-            }
-        )
-        print(rows[-1])
+                "share of sgemm, one core": round(max(mine) * multiply_adds(spec) / max(sgemm), 3),
+            }  # fmt: skip
+            print("  ", row)
+            rows.append(row)
     print(json.dumps(rows))
 
 
 if __name__ == "__main__":
-    main()
+    with threadpool_limits(1, "blas"):
+        main()
