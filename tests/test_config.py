@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -75,17 +76,35 @@ def test_an_impossible_value_names_setting_value_and_rule(make, says):
 
 
 def test_resolve_fills_what_the_machine_decides():
-    # 8 cores: trainer and inference take two, the other six step environments
-    config = resolve(Config(), cores=8)
-    assert (config.workers, config.envs_per_worker, config.learner, config.device) == (
-        6,
-        8,
-        "compiled",
-        "cpu",
-    )
-    assert resolve(Config(), cores=1).workers == 1
+    # 1 ms a step: 8 steps an update take 1.2 * 8 * 1015 us, an update 0.6 * 2500 us: 6.5 workers
+    config = resolve(Config(), cores=16, step_us=1000)
+    filled = config.workers, config.envs_per_worker, config.learner, config.device
+    assert filled == (7, 8, "compiled", "cpu")
     assert resolve(Config(device="cuda"), cores=2).learner == "torch"
-    assert resolve(Config(serial=True, workers=4), cores=8).workers == 1
+    assert resolve(Config(ratio="free"), cores=8).workers == 6  # nothing holds them back
+    serial = resolve(Config(serial=True, workers=4), cores=8)
+    assert (serial.workers, serial.engine.learner_threads) == (1, 2)
+    wide = Config(sac=SacConfig(critic_width=512))  # 16 times the update: one worker keeps up
+    assert resolve(wide, cores=16, step_us=1000).workers == 1
+
+
+@pytest.mark.parametrize(
+    ("step_us", "cores", "workers", "threads"),
+    [
+        (10, 1, 1, 1),
+        (10, 2, 1, 2),  # 8 steps take 200 us of an update's 2500
+        (320, 2, 1, 1),  # 2680 us: as long as the update
+        (750, 2, 2, 1),  # 6120 us: one worker cannot keep up
+        (math.inf, 2, 2, 1),
+        (10, 64, 1, 2),
+        (750, 64, 5, 2),  # 1.2 * 6120 / 1500
+        (750, 4, 2, 2),
+        (math.inf, 64, 62, 2),
+    ],
+)
+def test_the_environments_step_divides_the_cores(step_us, cores, workers, threads):
+    config = resolve(Config(), cores=cores, step_us=step_us)
+    assert (config.workers, config.engine.learner_threads) == (workers, threads)
 
 
 def test_more_workers_than_the_machine_allows_are_refused():

@@ -223,7 +223,9 @@ class EngineConfig:
     publish_seconds: float = 0.2
     """... or seconds (asynchronous mode only)."""
     learner_threads: int | None = None
-    """Threads of the compiled learner: 1, or 2 (one per critic); None: 2 on two cores or more."""
+    """Threads of the compiled learner: 1, or 2 (one for each critic); None: from the cores and the
+    environment's step.
+    """
     ahead_updates: int = 16
     """Environment workers may be this many updates' worth of steps ahead of the trainer."""
     restarts: int = 5
@@ -363,8 +365,8 @@ class Config:
     serial: bool = False
     """One process, in lockstep, bit-reproducible for a seed."""
     workers: int | None = None
-    """Environment processes; None: one per core beyond the two of trainer and inference, at least
-    1.
+    """Environment processes; None: as many as keep up with the learner, by the environment's step
+    time.
     """
     envs_per_worker: int | None = None
     """Environments in each worker; None: 8."""

@@ -4,6 +4,7 @@ here.
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -18,9 +19,11 @@ from fdql.proc.memory import RunPlan
 from fdql.replay.size import default_capacity, nbytes_for, row_nbytes
 
 USABLE = 0.8  # share of the available memory that the replay may take
-WORKERS_PER_CORE = (
-    16  # beyond this processes only take turns; the rule is there to catch typing errors
-)
+WORKERS_PER_CORE = 16  # more only take turns; the rule is there to catch typing errors
+# Times on one core of about 3.5 GHz: an update of the default networks; what a step costs in the
+# worker's loop and in inference. They only divide the cores.
+UPDATE_US = 2500.0
+LOOP_US = 15.0
 
 
 def allowed_cores() -> int:
@@ -37,20 +40,43 @@ def allowed_cores() -> int:
     return max(1, cores)
 
 
-def resolve(config: Config, *, cores: int) -> Config:
-    """Fill what is derived from the machine. Raises ConfigError where the machine does not allow a
-    value.
+def division(steps_us: float, update_us: float, cores: int) -> tuple[int, int]:
+    """Workers and learner threads that keep `cores` busy.
+
+    steps_us   time of the environment steps that one update pays for, one core
+    update_us  time of one update on one thread
+
+    Two threads shorten an update to about 0.6 of its time. On two cores they help only while the
+    environments leave most of a core free, and a second worker only when one cannot keep up; both
+    at once take turns and are slower than either (docs/adr/0010).
+    """
+    if cores == 1:
+        return 1, 1
+    if cores == 2:
+        return (1, 2) if steps_us < update_us else (1 if steps_us < 1.5 * update_us else 2, 1)
+    needed = math.ceil(min(cores, 1.2 * steps_us / (0.6 * update_us)))
+    return min(max(1, needed), cores - 2), 2
+
+
+def resolve(config: Config, *, cores: int, step_us: float = 0.0) -> Config:
+    """Fill what is derived from the machine and from the environment's step, `step_us` on one core.
+
+    Raises ConfigError where the machine does not allow a value.
     """
     limit = WORKERS_PER_CORE * cores
-    workers = config.workers if config.workers is not None else max(1, cores - 2)
+    sac, engine = config.sac, config.engine
+    update_us = UPDATE_US * (sac.critic_width / 128) ** 2 * sac.batch_size / 256
+    free = config.ratio == "free"
+    steps = math.inf if free else sac.batch_size / float(config.ratio)
+    derived, threads = division(steps * (step_us + LOOP_US), update_us, cores)
+    workers = config.workers if config.workers is not None else derived
     if workers > limit:
         raise ConfigError(
             f"workers = {workers}: at most {WORKERS_PER_CORE} per core, and this process may use "
-            f"{cores} "
-            f"core(s); {limit} works, {max(1, cores - 2)} is the default here"
+            f"{cores} core(s); {limit} works, {derived} is the default here"
         )
     if config.serial:
-        workers = 1
+        workers, threads = 1, min(2, cores)  # in lockstep, the cores are the learner's
     envs = (
         config.envs_per_worker if config.envs_per_worker is not None else 4 * config.engine.groups
     )
@@ -58,9 +84,8 @@ def resolve(config: Config, *, cores: int) -> Config:
     if learner == "auto":
         learner = "torch" if config.device == "cuda" else "compiled"
     device: Literal["cpu", "cuda"] = "cuda" if config.device == "cuda" else "cpu"
-    engine = config.engine
     if engine.learner_threads is None:
-        engine = replace(engine, learner_threads=min(2, cores))
+        engine = replace(engine, learner_threads=threads)
     return replace(
         config, workers=workers, envs_per_worker=envs, learner=learner, device=device, engine=engine
     )
@@ -99,7 +124,7 @@ def check_memory(config: Config, env: EnvSpec) -> tuple[Config, int]:
     return replace(config, replay=replace(config.replay, capacity=capacity)), needed
 
 
-def banner(plan: RunPlan, cores: int, replay: int) -> list[str]:
+def banner(plan: RunPlan, cores: int, replay: int, step_us: float) -> list[str]:
     """What a run says at its start: machine, processes, memory, seeds."""
     config, env = plan.config, plan.env
     kind = (
@@ -110,7 +135,8 @@ def banner(plan: RunPlan, cores: int, replay: int) -> list[str]:
     lines = [
         f"fdql {__version__}: {config.env}, {env.obs_dim} observation components, {kind}, seed "
         f"{config.seed}",
-        f"{cores} core(s) usable; "
+        f"{cores} core(s) usable"
+        + (f", an environment step takes {step_us:,.0f} us; " if 0 < step_us < math.inf else "; ")
         + (
             "one process, in lockstep"
             if config.serial

@@ -17,7 +17,7 @@ from dataclasses import replace
 from fdql.board import Board
 from fdql.children import Child
 from fdql.config import Config, ConfigError
-from fdql.envs import describe, make_env
+from fdql.envs import describe, make_env, step_cost_us
 from fdql.machine import allowed_cores, banner, check_memory, resolve
 from fdql.proc.child import EXIT_BAD_VALUE
 from fdql.proc.memory import (
@@ -52,14 +52,15 @@ def train(config: Config, *, quiet: bool = False) -> RunResult:
     Raises ConfigError for everything that cannot work, before anything is started or written.
     """
     cores = allowed_cores()
-    config = resolve(config, cores=cores)
     if config.run_dir is not None and os.path.lexists(config.run_dir):
         raise ConfigError(run_dir_exists(config.run_dir))
     probe = make_env(config.env)
     try:
         env = describe(config.env, probe)
+        step_us = 0.0 if config.serial else step_cost_us(probe, config.seed)
     finally:
         probe.close()
+    config = resolve(config, cores=cores, step_us=step_us)
     config, replay_bytes = check_memory(config, env)
     with StopRequest() as stop:  # from here on Ctrl-C ends in order: there is a folder to clear up
         folder = RunFolder(config)
@@ -69,7 +70,7 @@ def train(config: Config, *, quiet: bool = False) -> RunResult:
             run_dir=str(folder.path.resolve()),
         )
         board = Board(f"fdql  {config.env}  seed {config.seed}", quiet=quiet)
-        for line in banner(plan, cores, replay_bytes):
+        for line in banner(plan, cores, replay_bytes, step_us):
             folder.log(line)
             board.note(line)
         if config.serial:
@@ -148,9 +149,8 @@ class Supervisor:
             self.poll.register(fd, select.POLLIN)
 
     def _start_evaluator(self) -> None:
-        """Last of all: its start must not take a core from those that the first step waits for.
-
-        Says why, when that takes long.
+        """Last of all: its start must not take a core from what the first step waits for. Says why
+        when that takes long.
         """
         if self.exit_reason:
             return
