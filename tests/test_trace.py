@@ -166,12 +166,12 @@ def test_a_chunk_ends_at_the_update_on_its_first_batch():
     worker = thread(1, (1, 0, 3, Mark.COMMITTED), (0, 5, 0, Stage.RING))
     loader = thread(
         2, (8, 0, 3, Mark.INGESTED), (6, 4, 0, Stage.INGEST), (11, 2, 11, Stage.SAMPLE),
-        (22, 0, 3, Mark.DRAWN), (20, 3, 12, Stage.SAMPLE),
+        (21, 0, 3, Mark.DRAWN), (20, 3, 12, Stage.SAMPLE),
     )  # fmt: skip
     main = thread(3, (15, 10, 11, Stage.UPDATE), (25, 10, 12, Stage.UPDATE))
     arrows = [e for e in trace_events([worker, loader, main]) if e["ph"] in "stf"]
     assert [(e["ph"], e["tid"], e["ts"]) for e in arrows] == [
-        ("s", 1, 0.001), ("t", 2, 0.008), ("t", 2, 0.022), ("f", 3, 0.025),
+        ("s", 1, 0.001), ("t", 2, 0.008), ("t", 2, 0.021), ("f", 3, 0.025),
     ]  # fmt: skip
 
 
