@@ -10,7 +10,16 @@ import time
 import numpy as np
 import pytest
 from fdql.shm import probe_slots
-from fdql.shm.records import Record, now_ns, record_bytes
+from fdql.shm.records import (
+    CONTROL_BYTES,
+    EVENT_BYTES,
+    Control,
+    Record,
+    Track,
+    now_ns,
+    record_bytes,
+    track_bytes,
+)
 from fdql.shm.segment import Segment
 
 N = 100_000
@@ -45,3 +54,36 @@ def test_heartbeat(benchmark, record):
 @pytest.mark.benchmark(group="one call from Python")
 def test_system_clock(benchmark):
     assert benchmark(time.monotonic_ns) > 0
+
+
+def _traced(record: Record, n_events: int, *, window_open: bool) -> Track:
+    nbytes = track_bytes(n_events)
+    control = Control(Segment.create([(1, 0, CONTROL_BYTES)], 0, shared=False).section(1, 0))
+    track = Track(Segment.create([(7, 0, nbytes)], 0, shared=False).section(7, 0))
+    record.trace_into(track, control.buffer)
+    if window_open:
+        control.open_trace(1, 2**63)
+    return track
+
+
+def _observe(record: Record, n: int) -> None:
+    observe_since, t0 = record.observe_since, now_ns()
+    for _ in range(n):
+        t0 = observe_since(0, t0)
+
+
+@pytest.mark.benchmark(group="100,000 observations from Python: without trace, closed, open")
+@pytest.mark.parametrize("trace", ["none", "closed", "open"])
+def test_observe_since_with_a_trace(benchmark, trace):
+    tracks: list[Track] = []
+
+    def setup() -> tuple[tuple[Record, int], dict[str, object]]:
+        nbytes = record_bytes(4, 2)
+        record = Record(Segment.create([(6, 0, nbytes)], 0, shared=False).section(6, 0), 4, 2)
+        if trace != "none":
+            tracks.append(_traced(record, N, window_open=trace == "open"))
+        return (record, N), {}
+
+    benchmark.pedantic(_observe, setup=setup, rounds=20, warmup_rounds=1)
+    assert all(len(t.events()) // EVENT_BYTES == N * (trace == "open") for t in tracks)
+    assert not any(t.dropped for t in tracks)

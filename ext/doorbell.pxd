@@ -20,13 +20,18 @@ cdef extern from *:
     };
     struct StopWord {
         fdql::atomic_u32 stop;      // the supervisor: 0 run, else waits end at once
-        uint8_t reserved[124];
+        uint32_t reserved0;
+        fdql::atomic_u64 trace_begin_ns, trace_end_ns;  // the supervisor; 0: not yet
+        uint8_t reserved[104];
     };
     static_assert(sizeof(Bell) == 128 && sizeof(StopWord) == 128);
     static const fdql::Field bell_fields[] = {
         FDQL_FIELD(Bell, seq, 0), FDQL_FIELD(Bell, waiting, 4), FDQL_FIELD(Bell, sleeps, 8),
     };
-    static const fdql::Field stop_fields[] = {FDQL_FIELD(StopWord, stop, 0)};
+    static const fdql::Field stop_fields[] = {
+        FDQL_FIELD(StopWord, stop, 0), FDQL_FIELD(StopWord, trace_begin_ns, 8),
+        FDQL_FIELD(StopWord, trace_end_ns, 16),
+    };
     """
     cdef cppclass Bell nogil:
         atomic_u32 seq
@@ -34,8 +39,10 @@ cdef extern from *:
         atomic_u64 sleeps
     cdef cppclass StopWord nogil:
         atomic_u32 stop
+        atomic_u64 trace_begin_ns
+        atomic_u64 trace_end_ns
     const Field bell_fields[3]
-    const Field stop_fields[1]
+    const Field stop_fields[3]
 
 
 cdef inline bint stopped(const StopWord* control) noexcept nogil:

@@ -47,6 +47,7 @@ cdef extern from *:
 OFFSETS = offsets_of(segment_fields, 9)
 ABI = 1
 PAGE = 4096
+_LESS = "fewer workers, smaller rings or a shorter trace need less"
 
 
 class SegmentError(RuntimeError):
@@ -91,7 +92,7 @@ def _map_shared(nbytes):
     # A memfd has no limit of its own: past the memory's end the kernel kills instead of refusing.
     if nbytes > _available():
         raise OSError(errno.ENOMEM, f"cannot take {_mib(nbytes)} of shared memory: "
-                      f"{_mib(_available())} are free; fewer workers or smaller rings need less")
+                      f"{_mib(_available())} are free; {_LESS}")
     fd = os.memfd_create("fdql", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.posix_fallocate(fd, 0, nbytes)
@@ -102,7 +103,7 @@ def _map_shared(nbytes):
     except OSError as error:
         os.close(fd)
         raise OSError(error.errno, f"cannot take {_mib(nbytes)} of shared memory: "
-                      f"{os.strerror(error.errno)}; fewer workers or smaller rings need less")
+                      f"{os.strerror(error.errno)}; {_LESS}")
     return fd, memory
 
 

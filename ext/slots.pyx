@@ -140,6 +140,11 @@ cdef class SlotClient(_Slots):
                 box, number, spin, deadline_after(timeout_ns), self.control)
         return there
 
+    def request_id(self, uint32_t group):
+        """The last request as slot << 32 | its number: the same at both ends, once in a run."""
+        self.box(group)
+        return <uint64_t>(group * self.workers + self.worker) << 32 | <uint32_t>self.numbers[group]
+
     def policy_version(self, uint32_t group):
         """Version of the weights behind the last reply."""
         return load_relaxed(&self.box(group).policy_version)  # wait() acquired it
@@ -233,6 +238,12 @@ cdef class SlotServer(_Slots):
                 bell_sleep(self.bell, ticket, until, self.control)
                 spin_until = now_ns() + self.spin_ns if self.spin_ns else 0
         return n
+
+    def request_id(self, uint32_t slot):
+        """The request that collect() saw in a slot: slot << 32 | its number. Same at both ends."""
+        if slot >= self.workers * self.groups:
+            raise IndexError(f"slot {slot}: there are {self.workers * self.groups}")
+        return <uint64_t>slot << 32 | self.taken[slot]
 
     def reply(self, int32_t[::1] slots not None, uint32_t n, uint64_t policy_version):
         """Hand over the action rows of the first n slots (as collect() gave them); wake who sleeps.

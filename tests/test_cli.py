@@ -49,7 +49,8 @@ def test_train_help_lists_every_setting(capsys):
         hint = get_type_hints(Config)[f.name]
         names = [f"{f.name}.{g.name}" for g in fields(hint)] if is_dataclass(hint) else [f.name]
         for name in names:
-            assert "--" + name.replace("_", "-") in shown
+            flag = {"trace_seconds": "traceSECONDS"}.get(name, name.replace("_", "-"))
+            assert f"--{flag}" in shown
 
 
 @pytest.mark.parametrize(
@@ -66,6 +67,10 @@ def test_train_help_lists_every_setting(capsys):
         (["--replay.capacity", "1000000000000"], 2, "fits"),
         (["--sac.discount", "1.5"], 2, "sac.discount = 1.5"),
         (["eval", "no-such-run"], 2, "no policy there"),
+        (["--trace", "0"], 2, "trace = 0.0"),
+        (["--trace", "5", "--serial"], 2, "serial = True"),
+        (["trace", "--seconds", "31"], 2, "trace = 31.0"),
+        (["trace", "--seconds", "long"], 2, "--seconds 5 works"),
     ],
 )
 def test_wrong_use_is_explained(tmp_path: Path, words, code, says):

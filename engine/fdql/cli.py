@@ -6,16 +6,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from fdql.config import Config, ConfigError
 from fdql.config_file import load_toml
 
-VERBS = ("train", "eval")
+VERBS = ("train", "eval", "trace")
 USAGE = """usage: fdql [train] [--env ID] [--seed N] [...]   train; all settings: fdql train --help
        fdql eval RUN [--episodes N] [...]         play greedy episodes with a trained policy
+       fdql trace [--seconds N] [--env ID] [...]  train just long enough to record a timeline
 
 python main.py is the same command. An environment is a Gymnasium id (CartPole-v1) or
 module:factory.
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return 2
     try:
-        return _train(words) if verb == "train" else _eval(words)
+        return {"train": _train, "eval": _eval, "trace": _trace}[verb](words)
     except ConfigError as error:
         print(f"fdql: {error}", file=sys.stderr)
         return 2
@@ -67,29 +68,57 @@ def _unbuilt(error: ImportError) -> str:
     return f"{error}; pip install -c constraints.txt -e . installs what fdql needs"
 
 
+def _take(words: list[str], name: str, what: str, works: str) -> str | None:
+    """Remove `--name VALUE` from `words`. Returns the value, None when it does not stand there."""
+    for i, word in enumerate(words):
+        if word == f"--{name}" or word.startswith(f"--{name}="):
+            value = word.partition("=")[2] if "=" in word else "".join(words[i + 1 : i + 2])
+            if not value:
+                raise ConfigError(f"{name}: {what} must follow; --{name} {works} works")
+            del words[i : i + (1 if "=" in word else 2)]
+            return value
+    return None
+
+
 def _take_config_file(words: list[str]) -> Config:
     """Remove --config FILE from `words` and read it; the flags that stay beat the file."""
-    for i, word in enumerate(words):
-        if word == "--config" or word.startswith("--config="):
-            name = word.partition("=")[2] if "=" in word else "".join(words[i + 1 : i + 2])
-            if not name:
-                raise ConfigError("config: a TOML file must follow; --config my.toml works")
-            del words[i : i + (1 if "=" in word else 2)]
-            return load_toml(Path(name))
-    return Config()
+    name = _take(words, "config", "a TOML file", "my.toml")
+    return load_toml(Path(name)) if name else Config()
+
+
+def _parse(words: list[str], default: Config, verb: str, description: str) -> Config:
+    """The settings: `default`, and over it the flags in `words`."""
+    import tyro
+
+    # Here and not in config.py, which processes import that have no use for tyro.
+    flag = tyro.conf.arg(name="trace", metavar="SECONDS")
+    Config.__annotations__["trace_seconds"] = Annotated[float | None, flag]
+    return tyro.cli(
+        Config, args=words, default=default, prog=f"fdql {verb}",
+        description=f"{description} --config FILE reads settings from TOML; flags beat the file.",
+    )  # fmt: skip
 
 
 def _train(words: list[str]) -> int:
-    import tyro
-
-    default = _take_config_file(words)
-    config = tyro.cli(
-        Config, args=words, default=default, prog="fdql train",
-        description="Train SAC. --config FILE reads settings from TOML; flags beat the file.",
-    )  # fmt: skip
+    config = _parse(words, _take_config_file(words), "train", "Train SAC.")
     from fdql.supervisor import train
 
     return train(config).exit_code
+
+
+def _trace(words: list[str]) -> int:
+    seconds = _take(words, "seconds", "a number", "5") or "5"
+    try:
+        length = float(seconds)
+    except ValueError:
+        raise ConfigError(f"seconds = {seconds!r}: must be a number; --seconds 5 works") from None
+    default = replace(_take_config_file(words), trace_seconds=length, stop_at_return="never")
+    about = "Train just long enough to record --seconds N (5) of a timeline of all processes."
+    config = _parse(words, default, "trace", about)
+    from fdql.supervisor import train
+
+    result = train(config, until_traced=True)
+    return result.exit_code if (result.run_dir / "trace.json").is_file() else 1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+LONGEST_TRACE = 30.0  # seconds
+
 
 class ConfigError(ValueError):
     """A setting that cannot work. The message names the setting, its value, the rule and a value
@@ -378,6 +380,8 @@ class Config:
     """compiled: Numba kernels, CPU; torch: the readable reference; auto: compiled on a CPU."""
     run_dir: str | None = None
     """Folder of this run, must not exist; None: runs/<env>/<time>-<seed>."""
+    trace_seconds: float | None = None
+    """Write a timeline of this many seconds of all processes to trace.json in the run folder."""
     sac: SacConfig = field(default_factory=SacConfig)
     replay: ReplayConfig = field(default_factory=ReplayConfig)
     explore: ExploreConfig = field(default_factory=ExploreConfig)
@@ -431,6 +435,20 @@ class Config:
                 f"must hold one step of a group twice ({rows} rows)",
                 rows,
             )
+        if self.trace_seconds is not None:
+            _require(
+                0 < self.trace_seconds <= LONGEST_TRACE,
+                "trace",
+                self.trace_seconds,
+                f"must be above 0 and at most {LONGEST_TRACE:g} seconds, for every thread keeps "
+                "0.5 MiB of events a second",
+                5.0,
+            )
+            if self.serial:
+                raise ConfigError(
+                    f"trace = {self.trace_seconds:g}: a timeline shows processes side by side, and "
+                    "serial = True has one; leaving --serial out works"
+                )
         if self.device == "cuda" and self.learner == "compiled":
             raise ConfigError(
                 "learner = 'compiled' runs on the CPU only, device = 'cuda' needs learner = 'torch'"

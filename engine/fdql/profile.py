@@ -51,6 +51,21 @@ class Counter(IntEnum):
     DROPPED = 12  # trainer: steps not stored because their episode was cut by a crash of the worker
 
 
+class Mark(IntEnum):
+    """What a trace shows beside the stages: moments that flow arrows join, and an evaluation.
+
+    Kinds of events, above all of Stage. The value says which request or chunk it is.
+    """
+
+    ASKED = 256  # worker: a request for actions is submitted
+    ANSWERED = 257  # inference: its actions are chosen
+    USED = 258  # worker: the step with these actions begins
+    COMMITTED = 259  # worker: a chunk is handed over
+    INGESTED = 260  # loader: it is stored
+    DRAWN = 261  # loader: the batch being filled is the first with a row of it
+    EVALUATION = 262  # evaluator: all episodes on one policy, value: its version
+
+
 RECORD_NBYTES = record_bytes(len(Counter), len(Stage))
 
 

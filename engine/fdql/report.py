@@ -225,7 +225,7 @@ class Report:
 class RunResult:
     """How a run ended.
 
-    exit_reason   solved, total_timesteps, interrupted, crash or bad_value
+    exit_reason   solved, total_timesteps, traced, interrupted, crash or bad_value
     problem       one sentence when it did not end well
     summary       what summary.json holds
     """
@@ -240,7 +240,8 @@ class RunResult:
         """For the shell: 0, 130 after Ctrl-C, 1 when there was a problem."""
         if self.problem:
             return 1
-        return {"solved": 0, "total_timesteps": 0, "interrupted": 130}.get(self.exit_reason, 1)
+        ends = {"solved": 0, "total_timesteps": 0, "traced": 0, "interrupted": 130}
+        return ends.get(self.exit_reason, 1)
 
 
 def conclude(report: Report, exit_reason: str, problem: str | None) -> RunResult:

@@ -20,22 +20,12 @@ from fdql.config import Config, ConfigError
 from fdql.envs import describe, make_env, step_cost_us
 from fdql.machine import allowed_cores, banner, check_memory, resolve
 from fdql.proc.child import EXIT_BAD_VALUE
-from fdql.proc.memory import (
-    FINISH,
-    LAST,
-    READER_EVALUATOR,
-    RECORD_EVALUATOR,
-    RECORD_INFERENCE,
-    RECORD_TRAINER,
-    RECORD_WORKERS,
-    STOP,
-    RunMemory,
-    RunPlan,
-)
+from fdql.proc.memory import FINISH, LAST, READER_EVALUATOR, STOP, RunMemory, RunPlan
 from fdql.report import Report, RunResult, conclude
 from fdql.run_folder import RunFolder, run_dir_exists
-from fdql.shm.records import Record, now_ns
+from fdql.shm.records import now_ns
 from fdql.stop_request import StopRequest
+from fdql.trace import TraceRecorder
 
 POLL_MS = 100  # longest sleep of the supervisor
 METRICS_SECONDS = 1.0  # between two rows of metrics
@@ -46,8 +36,8 @@ SAVE_SECONDS = 300.0  # the trainer writes its checkpoint when it leaves: its di
 LAST_SECONDS = 3600.0  # the evaluator may play the last policy this long
 
 
-def train(config: Config, *, quiet: bool = False) -> RunResult:
-    """Train once, as `config` says, and return how it ended.
+def train(config: Config, *, quiet: bool = False, until_traced: bool = False) -> RunResult:
+    """Train once, as `config` says, and return how it ended. `until_traced`: no longer than that.
 
     Raises ConfigError for everything that cannot work, before anything is started or written.
     """
@@ -77,18 +67,22 @@ def train(config: Config, *, quiet: bool = False) -> RunResult:
             from fdql.serial import train_serial  # brings Numba: no other run waits for it
 
             return train_serial(plan, folder, board, stop)
-        return Supervisor(plan, folder, board, stop, cores).run()
+        return Supervisor(plan, folder, board, stop, cores, until_traced).run()
 
 
 class Supervisor:
     """One asynchronous run."""
 
     def __init__(
-        self, plan: RunPlan, folder: RunFolder, board: Board, stop: StopRequest, cores: int
-    ) -> None:
+        self, plan: RunPlan, folder: RunFolder, board: Board, stop: StopRequest, cores: int,
+        until_traced: bool = False,
+    ) -> None:  # fmt: skip
         self.plan, self.folder, self.board, self.stop = plan, folder, board, stop
         self.memory = RunMemory.create(plan, shared=True)
         self.report = Report(plan, self.memory, folder, board)
+        self.until_traced = until_traced
+        traced = plan.config.trace_seconds is not None
+        self.trace = TraceRecorder(self.memory, folder.path, self._say) if traced else None
         self.plan_json = plan.to_json()
         # The compiled learner's BLAS has one thread; torch gets what workers and inference leave.
         self.trainer_threads = (
@@ -115,6 +109,7 @@ class Supervisor:
                 self._check_silence()
                 self._check_end()
                 self._start_evaluator()
+                self._look_at_trace()
                 if time.monotonic() - wrote >= METRICS_SECONDS:
                     wrote = time.monotonic()
                     self.report.write()
@@ -123,7 +118,9 @@ class Supervisor:
             self._leave()
         finally:
             self._kill_all()
-        # Nothing runs any more: what the counters say now is final.
+        # Nothing runs any more: what tracks and counters say now is final.
+        if self.trace is not None:
+            self.trace.finish()
         result = conclude(self.report, self.exit_reason, self.problem)
         self.memory.close()
         return result
@@ -182,6 +179,10 @@ class Supervisor:
                 self.folder.log(f"[{child.role}] {event['message']}")
             self.report.event(event)
 
+    def _say(self, line: str) -> None:
+        self.folder.log(line)
+        self.board.note(line)
+
     def _forget(self, role: str, child: Child) -> None:
         for fd in child.descriptors():
             self.poll.unregister(fd)
@@ -230,10 +231,10 @@ class Supervisor:
 
     def _check_silence(self) -> None:
         """Kill what gave no sign of life for too long; its death is then noticed like any other."""
-        limit = self.plan.config.engine.heartbeat_timeout
+        limit, roles = self.plan.config.engine.heartbeat_timeout, self.plan.roles
         for role, child in self.children.items():
             if child.ready:
-                age = (now_ns() - self._record_of(role).heartbeat_ns) / 1e9
+                age = (now_ns() - self.memory.record(roles.index(role)).heartbeat_ns) / 1e9
                 if age > limit and time.monotonic() - self.started[role] > limit:
                     setting = f"engine.heartbeat_timeout = {limit:g}"
                     child.error = f"no sign of life for {age:.0f} s ({setting}), killed"
@@ -242,17 +243,12 @@ class Supervisor:
                 child.error = f"not ready {START_SECONDS:.0f} s after its start, killed"
                 child.kill()
 
-    def _record_of(self, role: str) -> Record:
-        kind, _, index = role.partition(" ")
-        if kind == "worker":
-            return self.memory.record(RECORD_WORKERS + int(index))
-        return self.memory.record(
-            {
-                "trainer": RECORD_TRAINER,
-                "inference": RECORD_INFERENCE,
-                "evaluator": RECORD_EVALUATOR,
-            }[kind]
-        )
+    def _look_at_trace(self) -> None:
+        if self.trace is not None:
+            ready = sum(child.ready for child in self.children.values())
+            self.trace.look(all_run=ready == len(self.plan.roles))
+            if self.until_traced and self.trace.done:
+                self._end("traced", None)
 
     def _check_end(self) -> None:
         report = self.report

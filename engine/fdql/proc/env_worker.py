@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 
 from fdql.config import BadValueError
 from fdql.envs import ActionScale, Env, EnvSpec, make_env
-from fdql.proc.memory import Events, RunMemory
-from fdql.profile import Counter, Stage
-from fdql.shm.chunk import BOUNDARY, RESET, TERMINATED, TRUNCATED, ChunkViews
+from fdql.proc.memory import RECORD_WORKERS, Events, RunMemory
+from fdql.profile import Counter, Mark, Stage
+from fdql.shm.chunk import BOUNDARY, RESET, TERMINATED, TRUNCATED, ChunkViews, chunk_id
 from fdql.shm.records import now_ns
 
 EPISODES_EVERY_NS = 250_000_000  # finished episodes are reported at this interval
@@ -76,7 +76,7 @@ class EnvWorker:
         self.spec, self.worker = plan.env, worker
         self.memory = memory
         self.groups, self.per_group = plan.config.engine.groups, plan.envs_per_group
-        self.record = memory.worker_record(worker)
+        self.record = memory.own_record(RECORD_WORKERS + worker)
         self.record.set(Counter.INCARNATION, incarnation)
         self.ring = memory.ring_writer(worker)
         self.slots = memory.slot_client(worker)
@@ -149,9 +149,13 @@ class EnvWorker:
     def commit(self) -> None:
         """Hand the open chunk over, if it holds anything."""
         if self.slot >= 0 and self.rows:
+            t0 = now_ns()
+            if self.record.tracing:  # before the commit: nobody can be quicker
+                self.record.mark(Mark.COMMITTED, chunk_id(self.worker, self.ring.committed + 1))
             self.ring.commit(self.rows, self.steps, self.version)
             self.record.add(Counter.STEPS, self.steps)
             self.slot = -1
+            self.record.observe_since(Stage.RING, t0)
 
     def commit_if_old(self, now: int) -> None:
         """Hand the open chunk over when it is full enough or old enough."""
@@ -169,6 +173,8 @@ class EnvWorker:
         n, r = self.per_group, self.rows
         obs, actions, states = self.obs[group], self.actions[group], self.states[group]
         self.version = self.slots.policy_version(group)
+        if self.record.tracing:
+            self.record.mark(Mark.USED, self.slots.request_id(group))
         chunk.lane[r : r + n] = self.lanes[group]
         chunk.obs[r : r + n] = obs
         chunk.action[r : r + n] = actions
@@ -199,6 +205,8 @@ class EnvWorker:
                 check_finite(chunk.reward[r + e], "the reward", self.spec, state)
                 check_finite(obs[e], "the observation", self.spec, state)
         self.rows, self.steps = end, self.steps + n
+        if self.record.tracing:  # before the request: nobody can be quicker
+            self.record.mark(Mark.ASKED, self.slots.request_id(group) + 1)
         self.slots.submit(group)
         self.commit_if_old(self.record.observe_since(Stage.STEP, t0))
         return True

@@ -30,8 +30,9 @@ from fdql.proc.memory import (
     Events,
     RunMemory,
 )
-from fdql.profile import Counter, Stage
+from fdql.profile import Counter, Mark, Stage
 from fdql.sac.policy import Policy, precompile
+from fdql.shm.records import now_ns
 
 SLICE_NS = 100_000_000  # longest wait between two looks at the stop word
 HEAD_START_SECONDS = 10.0  # of evaluation before eval.share counts: quick solutions show at once
@@ -131,7 +132,8 @@ class Evaluator:
         plan = memory.plan
         config = plan.config
         self.plan, self.send = plan, send
-        self.record, self.trainer = memory.record(RECORD_EVALUATOR), memory.record(RECORD_TRAINER)
+        self.record = memory.own_record(RECORD_EVALUATOR)
+        self.trainer = memory.record(RECORD_TRAINER)
         self.weights = memory.weights_reader(READER_EVALUATOR)
         self.policy = Policy(plan.net, np.zeros(plan.policy_size, dtype=np.float32))
         episodes = config.eval.episodes or plan.env.eval_episodes
@@ -172,8 +174,9 @@ class Evaluator:
         self.next_steps = (
             steps - steps % self.plan.config.eval.every_steps + self.plan.config.eval.every_steps
         )
-        t0 = time.monotonic()
+        t0, t0_ns = time.monotonic(), now_ns()
         result = self.arena.play(self.policy, goes_on)
+        self.record.span(Mark.EVALUATION, t0_ns, updates)
         if result is None:
             return None
         self.record.add(Counter.EVALUATIONS, 1)

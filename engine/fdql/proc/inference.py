@@ -22,7 +22,7 @@ from fdql.proc.memory import (
     Events,
     RunMemory,
 )
-from fdql.profile import Counter, Stage
+from fdql.profile import Counter, Mark, Stage
 from fdql.sac.policy import Explorer, Policy, explorer_mask, precompile
 from fdql.shm.records import now_ns
 
@@ -36,7 +36,7 @@ class InferenceServer:
     def __init__(self, memory: RunMemory) -> None:
         plan = memory.plan
         self.plan = plan
-        self.record = memory.record(RECORD_INFERENCE)
+        self.record = memory.own_record(RECORD_INFERENCE)
         self.trainer = memory.record(RECORD_TRAINER)
         self.workers = [memory.worker_record(w) for w in range(plan.workers)]
         self.slots = memory.slot_server()
@@ -107,6 +107,9 @@ class InferenceServer:
         warmup = self.version == 0
         self.explorer.act(self.policy, self.obs[rows], self.lane_of_row[rows], warmup, out)
         self.actions[rows] = out
+        if self.record.tracing:
+            for slot in ready:
+                self.record.mark(Mark.ANSWERED, self.slots.request_id(slot))
         t1 = self.record.observe_since(Stage.INFER, t0)
         self._forget_lost_steps()
         for slot in ready:

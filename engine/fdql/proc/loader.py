@@ -10,9 +10,10 @@ from typing import Any
 
 from fdql.proc.governor import Governor
 from fdql.proc.memory import RECORD_TRAINER, RunMemory
-from fdql.profile import Counter, Stage
+from fdql.profile import Counter, Mark, Stage
+from fdql.replay.first_use import FirstUse
 from fdql.replay.replay import Batch, Replay
-from fdql.shm.chunk import ChunkViews
+from fdql.shm.chunk import ChunkViews, chunk_id
 from fdql.shm.records import now_ns
 from fdql.shm.ring import FLAG_INCARNATION
 
@@ -24,7 +25,7 @@ class Loader:
         plan = memory.plan
         config = plan.config
         self.memory, self.plan = memory, plan
-        self.record = memory.record(RECORD_TRAINER)
+        self.record = memory.own_record(RECORD_TRAINER, "loader")
         self.governor = Governor(config)
         self.rings = [memory.ring_reader(w) for w in range(plan.workers)]
         self.views: list[dict[int, ChunkViews]] = [{} for _ in self.rings]  # slot -> columns
@@ -48,6 +49,7 @@ class Loader:
             )
             for _ in range(config.replay.staged_batches)
         ]
+        self.first_use = None if config.trace_seconds is None else FirstUse(self.replay.rows)
         self.sampled = 0  # batches handed out so far
         self.updates = 0  # as last seen: for the policy lag
 
@@ -61,6 +63,9 @@ class Loader:
                 slot = ring.slot_index(0)
                 if slot not in self.views[w]:
                     self.views[w][slot] = self.plan.chunk.views(ring.payload(0))
+                first_use = self.first_use if self.record.tracing else None
+                if first_use:
+                    first_use.before_ingest()
                 steps += self.replay.ingest(
                     self.views[w][slot],
                     head.n_rows,
@@ -69,6 +74,10 @@ class Loader:
                     lanes_of_worker=self.plan.envs_per_worker,
                 )
                 ring.release(1)
+                if first_use:
+                    chunk = chunk_id(w, head.seq)
+                    first_use.ingested(chunk)
+                    self.record.mark(Mark.INGESTED, chunk)
                 if head.policy_version:
                     self.record.observe(Stage.LAG, max(0, self.updates - head.policy_version))
                 self.record.observe_since(Stage.INGEST, t0)
@@ -86,7 +95,10 @@ class Loader:
         t0 = now_ns()
         self.replay.sample(batch)
         self.sampled += 1
-        self.record.observe_since(Stage.SAMPLE, t0)
+        if self.first_use and self.record.tracing:
+            for chunk in self.first_use.drawn(batch.leaf):
+                self.record.mark(Mark.DRAWN, chunk)
+        self.record.observe_since(Stage.SAMPLE, t0, self.sampled)
 
     def give_back(self, batch: Batch) -> None:
         """Write a learned batch's priorities; those of overwritten rows are dropped."""

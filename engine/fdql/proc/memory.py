@@ -4,12 +4,13 @@ numba.
 The supervisor creates the segment and passes its descriptor; every process opens the sections of
 its role. Writers: a worker writes its ring, its slots and its record; inference its replies and its
 record; the trainer the weights and its record; the evaluator its record; the supervisor the control
-block.
+block. Where a trace was asked for, every thread of these also writes a track of its own.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,10 +26,11 @@ from fdql.shm.layout import (
     KIND_RECORD,
     KIND_RING,
     KIND_SLOTS,
+    KIND_TRACK,
     KIND_WEIGHTS,
     layout_hash,
 )
-from fdql.shm.records import CONTROL_BYTES, Control, Record
+from fdql.shm.records import CONTROL_BYTES, Control, Record, Track, track_bytes
 from fdql.shm.ring import DOORBELL_BYTES, Doorbell, RingReader, RingWriter, init_ring, ring_bytes
 from fdql.shm.segment import Segment
 from fdql.shm.slots import SlotClient, SlotServer, init_slots, slots_bytes
@@ -37,6 +39,7 @@ from fdql.shm.weights import WeightsReader, WeightsWriter, clear_pin, init_weigh
 BELL_INFERENCE, BELL_TRAINER, BELL_EVALUATOR = 0, 1, 2
 RECORD_TRAINER, RECORD_INFERENCE, RECORD_EVALUATOR, RECORD_WORKERS = 0, 1, 2, 3
 READER_INFERENCE, READER_EVALUATOR = 0, 1
+EVENTS_PER_SECOND = 1 << 14  # of a trace that each thread has room for, 32 bytes each
 
 # The control block's stop word, in the order of a run's end. FINISH: workers, inference and trainer
 # leave;
@@ -93,6 +96,16 @@ class RunPlan:
         per group + e.
         """
         return self.workers * self.envs_per_worker
+
+    @property
+    def roles(self) -> list[str]:
+        """Names of the processes, in the order of their records."""
+        return ["trainer", "inference", "evaluator", *(f"worker {w}" for w in range(self.workers))]
+
+    @property
+    def threads(self) -> list[tuple[int, str]]:
+        """Index of its process's record, and name, of every thread that a trace shows."""
+        return [*((i, "main") for i in range(len(self.roles))), (RECORD_TRAINER, "loader")]
 
     @property
     def net(self) -> NetSpec:
@@ -175,6 +188,9 @@ class RunMemory:
             (KIND_SLOTS, 0, slots_bytes(*slots)),
             (KIND_WEIGHTS, 0, weights_bytes(2, 4 * plan.policy_size)),
         ]
+        if plan.config.trace_seconds is not None:
+            events = track_bytes(math.ceil(plan.config.trace_seconds * EVENTS_PER_SECOND))
+            sections += [(KIND_TRACK, i, events) for i in range(len(plan.threads))]
         segment = Segment.create(sections, layout_hash(), shared=shared)
         for w in range(plan.workers):
             init_ring(segment.section(KIND_RING, w), engine.ring_chunks, schema.nbytes, schema.hash)
@@ -199,6 +215,19 @@ class RunMemory:
     def record(self, index: int) -> Record:
         """Record of one process."""
         return open_record(self.segment.section(KIND_RECORD, index))
+
+    def own_record(self, index: int, thread: str = "main") -> Record:
+        """Record of the process that calls, for one of its threads; traced when a trace was asked
+        for."""
+        record = self.record(index)
+        if self.plan.config.trace_seconds is not None:
+            track = Track(self.track(self.plan.threads.index((index, thread))))
+            record.trace_into(track, self.segment.section(KIND_CONTROL, 0))
+        return record
+
+    def track(self, i: int) -> memoryview:
+        """Events of the i-th of plan.threads."""
+        return self.segment.section(KIND_TRACK, i)
 
     def worker_record(self, worker: int) -> Record:
         """Record of an environment worker."""

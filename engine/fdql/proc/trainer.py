@@ -55,7 +55,7 @@ class Trainer:
     def __init__(self, memory: RunMemory, learner: Learner) -> None:
         plan = memory.plan
         self.plan, self.memory, self.learner = plan, memory, learner
-        self.record = memory.record(RECORD_TRAINER)
+        self.record = memory.own_record(RECORD_TRAINER)
         self.governor = Governor(plan.config)
         self.weights = memory.weights_writer()
         self.inference, self.evaluator = memory.bell(BELL_INFERENCE), memory.bell(BELL_EVALUATOR)
@@ -86,7 +86,8 @@ class Trainer:
         self.updates += 1
         self.obs_mean[:], self.obs_scale[:] = batch.obs_mean, batch.obs_scale
         self.reward_scale[:] = batch.reward_scale
-        self.record.add(Counter.UPDATE_NS, self.record.observe_since(Stage.UPDATE, t0) - t0)
+        now = self.record.observe_since(Stage.UPDATE, t0, self.updates)
+        self.record.add(Counter.UPDATE_NS, now - t0)
         self.record.set(Counter.UPDATES, self.updates)
         self.record.set(Counter.ALLOWED, self.governor.allowed(self.updates))
         self.inference.ring()
@@ -107,7 +108,7 @@ class Trainer:
         self.snapshot()
         self.weights.publish(self.flat, self.updates)
         self.published = self.updates
-        self.published_ns = self.record.observe_since(Stage.PUBLISH, t0)
+        self.published_ns = self.record.observe_since(Stage.PUBLISH, t0, self.updates)
         self.evaluator.ring()
 
     def snapshot(self) -> None:
@@ -138,7 +139,7 @@ def trainer_main(memory: RunMemory, events: Events) -> int:
     loader = Loader(memory)
     trainer = Trainer(memory, make_learner(memory.plan))
     warm_up(memory.plan, loader)
-    record, control, bell = loader.record, memory.control, memory.bell(BELL_TRAINER)
+    record, control, bell = trainer.record, memory.control, memory.bell(BELL_TRAINER)
     ready: SimpleQueue[Batch] = SimpleQueue()
     done: SimpleQueue[Batch] = SimpleQueue()
     failure: list[BaseException] = []
@@ -180,12 +181,11 @@ def trainer_main(memory: RunMemory, events: Events) -> int:
             batch = ready.get(timeout=0.1)
         except Empty:
             batch = None
-        now = now_ns()
         if batch is not None:
             if started is None:
-                started = now  # the warm-up's wait is not the trainer's
+                started = now_ns()  # the warm-up's wait is not the trainer's
             else:
-                record.observe(Stage.WAIT, now - t0)
+                record.observe_since(Stage.WAIT, t0)
             record.heartbeat(Stage.UPDATE)
             trainer.update(batch)
             if trainer.publish_due(by_time=True):

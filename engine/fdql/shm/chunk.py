@@ -55,6 +55,11 @@ def action_words(discrete: bool, action_dim: int) -> int:
     return 1 if discrete else action_dim
 
 
+def chunk_id(worker: int, seq: int) -> int:
+    """A chunk, unlike any other of the run: its worker, and its number in that worker's ring."""
+    return worker << 48 | seq
+
+
 @dataclass(frozen=True, slots=True)
 class ChunkSchema:
     """Where the columns of a chunk are.

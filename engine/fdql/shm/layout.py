@@ -17,6 +17,7 @@ KIND_RING = 3  # a worker's chunk ring
 KIND_SLOTS = 4  # inference slots and their rows
 KIND_WEIGHTS = 5  # weight snapshots
 KIND_RECORD = 6  # a process's heartbeat, counters and histograms
+KIND_TRACK = 7  # a thread's events, when a trace was asked for
 
 # {struct: {field: (offset, bytes)}}
 OFFSETS: dict[str, dict[str, tuple[int, int]]] = {
@@ -33,10 +34,21 @@ OFFSETS: dict[str, dict[str, tuple[int, int]]] = {
         "offset": (8, 8),
         "nbytes": (16, 8),
     },
-    "StopWord": {"stop": (0, 4)},  # supervisor
+    "StopWord": {  # supervisor
+        "stop": (0, 4),
+        "trace_begin_ns": (8, 8),  # commits the window
+        "trace_end_ns": (16, 8),
+    },
     "Bell": {"seq": (0, 4), "waiting": (4, 4), "sleeps": (8, 8)},  # ringers; sleeper; sleeper
     "RecordHeader": {"heartbeat_ns": (0, 8), "stage": (8, 4)},  # the process; counters at 128
     "Histogram": {"sum": (0, 8), "max": (8, 8), "counts": (16, 8 * 496)},
+    "TrackHeader": {"count": (0, 8), "dropped": (8, 8)},  # the thread; count commits an event
+    "TrackEvent": {  # at 128 + 32 * i of the track
+        "t0_ns": (0, 8),
+        "duration_ns": (8, 8),
+        "value": (16, 8),
+        "kind": (24, 4),
+    },
     "RingHeader": {
         "magic": (0, 4),  # constant after init, to schema_hash
         "capacity": (4, 4),

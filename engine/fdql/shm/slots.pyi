@@ -56,6 +56,8 @@ class SlotClient(_Slots):
 
         False at the time-out, a signal or stop. SlotError without a submit().
         """
+    def request_id(self, group: int) -> int:
+        """Number of the last submit(group), unique in the run: slot << 32 | its number, u64."""
     def policy_version(self, group: int) -> int:
         """Version of the weights behind the last reply."""
 
@@ -77,6 +79,8 @@ class SlotServer(_Slots):
         Returns when `target` are ready, when the oldest request is older than dwell_ns, at the
         time-out, a signal or stop.
         """
+    def request_id(self, slot: int) -> int:
+        """The same number for the request that collect() saw in a slot. IndexError."""
     def reply(self, slots: NDArray[np.int32], n: int, policy_version: int) -> None:
         """Hand over the action rows of the first n slots; one wake per worker that sleeps.
 
