@@ -53,7 +53,7 @@ def test_a_run_to_its_last_step(own_environments, tmp_path):
         "best/policy.safetensors",
     ):
         assert (folder / name).is_file(), name
-    assert json.loads((folder / "summary.json").read_text())["format"] == 1
+    assert json.loads((folder / "summary.json").read_text())["format"] == 2
     assert len(list((folder / "checkpoints").iterdir())) == 1
     assert any("eval/updates" in r for r in rows(folder))
     assert rows(folder)[-1]["rollout/ep_rew_mean"] == 28.0

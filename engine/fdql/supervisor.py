@@ -119,6 +119,7 @@ class Supervisor:
                     self.report.write()
                 else:
                     self.report.show()
+            self.report.ledger.close()
             self._leave()
         finally:
             self._kill_all()
