@@ -155,6 +155,7 @@ cdef class SlotServer(_Slots):
 
     cdef uint32_t* taken               # request number that collect() saw, by slot
     cdef uint32_t* given               # number of the last reply of this server, by slot
+    cdef readonly uint64_t oldest_ns
 
     def __init__(self, buf, bell, control=None):
         self.open(buf, bell, control)
@@ -237,6 +238,8 @@ cdef class SlotServer(_Slots):
                 until = oldest + dwell_ns if n and oldest + dwell_ns < deadline else deadline
                 bell_sleep(self.bell, ticket, until, self.control)
                 spin_until = now_ns() + self.spin_ns if self.spin_ns else 0
+        if n:
+            self.oldest_ns = oldest
         return n
 
     def request_id(self, uint32_t slot):

@@ -8,7 +8,9 @@ import json
 from pathlib import Path
 
 import pytest
-from fdql.board import Board
+from fdql.board import ROWS, Board
+from fdql.bottleneck import Setting, bottleneck
+from fdql.budget import Account, Reading
 from fdql.config import Config, ConfigError, SacConfig
 from fdql.config_file import load_toml
 from fdql.run_folder import RunFolder
@@ -30,7 +32,22 @@ ROW = {
     "engine/policy_lag_p99": 25.0,
     "replay/size": 2990,
 }
-STAGES = {"step": {"count": 10.0, "p50": 12.0, "p99": 30.0, "p99.9": 31.0}}
+READING = Reading(count=9_999_999, per_second=12_345.6, share=0.123, p50=123456.7, p99=9876543.2,
+                  p999=1e9)  # fmt: skip
+ACCOUNTS = {
+    role: Account(
+        busy=0.5,
+        waiting=0.4,
+        core=0.4,
+        queued=0.1,
+        stages={n: READING for n in names if not n.startswith("wait.")},
+        waits={n: READING for n in names if n.startswith("wait.")},
+        latencies={},
+        numbers={},
+    )
+    for role, names in ROWS.items()
+}
+LONGEST = "word " * 31 + "end"  # the longest sentence that bottleneck gives, within 2 characters
 
 
 def test_the_config_of_a_run_loads_again(tmp_path: Path):
@@ -80,12 +97,33 @@ def test_the_live_board_fits_a_small_terminal(monkeypatch):
     out = io.StringIO()
     console = Console(file=out, width=80, height=24, force_terminal=True, color_system=None)
     board.console = console
-    console.print(board.picture(ROW, STAGES))
+    console.print(board.picture(ROW, ACCOUNTS, LONGEST))
     lines = out.getvalue().splitlines()
     assert len(lines) <= 24
     assert all(len(line) <= 80 for line in lines)
-    for shown in ("475.0", "3,000", "32.00", "97%", "step", "9 / 25"):
+    for shown in ("475.0", "3,000", "32.00", "97%", "9 / 25", "12.3%", "end"):
         assert shown in out.getvalue()
+    for names in ROWS.values():
+        for name in names:
+            (line,) = [line for line in lines if name in line.split()]
+            assert "123,456.7" in line  # nothing is cut
+            assert "9,876,543.2" in line
+            assert "12,346" in line
+
+
+def test_the_eight_stages_are_on_the_board():
+    eight = {"step", "ring", "ingest", "sample", "update", "publish", "infer", "act"}
+    assert eight <= {name for names in ROWS.values() for name in names}
+
+
+def test_a_board_in_plain_lines_shows_at_its_interval():
+    board = Board("t")
+    board.console = Console(file=io.StringIO(), width=80)
+    assert board.due
+    board.show(ROW, ACCOUNTS, LONGEST)
+    assert not board.due
+    board.show(ROW, ACCOUNTS, LONGEST)
+    assert len(board.console.file.getvalue().splitlines()) == 1
 
 
 def test_missing_metrics_are_dashes_not_errors():
@@ -94,8 +132,9 @@ def test_missing_metrics_are_dashes_not_errors():
         k: ROW[k]
         for k in ("time/time_elapsed", "time/total_timesteps", "time/fps", "train/n_updates")
     }
-    board.show(row, {})
+    nothing_yet = bottleneck({}, Setting(2, 1, 8, 32.0)).sentence
+    board.show(row, {}, nothing_yet)
     out = io.StringIO()
-    Console(file=out, width=80, color_system=None).print(board.picture(row, {}))
+    Console(file=out, width=80, color_system=None).print(board.picture(row, {}, nothing_yet))
     assert "-" in out.getvalue()
     assert "nan" not in out.getvalue()

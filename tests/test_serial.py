@@ -53,6 +53,9 @@ def test_counts_are_exact(own_environments, tmp_path):
     # 32 samples per insert, batches of 32: one update per environment step
     assert s["updates"] == 2000
     assert s["samples_per_insert_actual"] == 32.0
+    assert s["limited_by"] == "lockstep"
+    # the processes' parts share one process' time
+    assert 0.3 < sum(account["busy"] for account in s["processes"].values()) <= 1.0
 
 
 def test_cartpole_is_learned(tmp_path):

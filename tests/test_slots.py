@@ -4,6 +4,7 @@ import threading
 
 import numpy as np
 import pytest
+from fdql.shm.records import now_ns
 from fdql.shm.slots import SlotClient, SlotError, SlotServer, init_slots, slots_bytes
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -58,6 +59,22 @@ def test_one_exchange_by_hand():
     assert client.wait(1, 0)
     assert client.policy_version(1) == 77
     assert server.ready() == 0
+
+
+def test_collect_tells_since_when_the_oldest_waits():
+    block = slots_block(2, 1, 1, 8, 8)
+    server, ids = server_of(block), ids_of(server_of(block))
+    assert server.oldest_ns == 0
+    before = now_ns()
+    client_of(block, 1).submit(0)
+    between = now_ns()
+    client_of(block, 0).submit(0)
+    assert server.collect(ids, 2, SECOND, 0) == 2
+    assert before <= server.oldest_ns <= between
+    server.reply(ids, 2, 1)
+    oldest = server.oldest_ns
+    assert server.collect(ids, 1, 0, 0) == 0
+    assert server.oldest_ns == oldest  # of the last that returned any
 
 
 def test_collect_rules():

@@ -13,7 +13,17 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from fdql.budget import Account
+
 LINE_SECONDS = 5.0  # between two plain lines
+LIVE_SECONDS = 0.5  # between two pictures: one costs about 10 ms of a core that training could use
+ROWS = {  # of the table: role -> its stages, parts and waits; they and the rest make 23 lines
+    "worker": ("step", "step.env", "ring", "wait.actions"),
+    "inference": ("infer", "act", "wait.requests", "wait.ratio"),
+    "loader": ("ingest", "sample"),
+    "trainer": ("update", "publish", "wait.batch"),
+    "evaluator": ("evaluate",),
+}
 
 
 def _number(value: Any, form: str = ",.1f") -> str:
@@ -23,25 +33,36 @@ def _number(value: Any, form: str = ",.1f") -> str:
 
 
 class Board:
-    """Shows rows of metrics. `note` prints a line above the board and keeps it."""
+    """Shows rows of metrics, and what the processes did in the last seconds.
+
+    `note` prints a line above the board and keeps it.
+    """
 
     def __init__(self, title: str, *, quiet: bool = False) -> None:
         self.console = Console(highlight=False, quiet=quiet)
         self.title = title
         self._live: Live | None = None
-        self._last_line = 0.0
+        self._shown = 0.0
         if self.console.is_terminal and not quiet:
             self._live = Live(
                 console=self.console, refresh_per_second=4, transient=True, auto_refresh=False
             )
             self._live.start()
 
-    def show(self, row: dict[str, Any], stages: dict[str, dict[str, float]]) -> None:
-        """Show the newest metrics and stage times (microseconds)."""
+    @property
+    def due(self) -> bool:
+        """True when the next `show` shows something."""
+        every = LIVE_SECONDS if self._live is not None else LINE_SECONDS
+        return time.monotonic() - self._shown >= every
+
+    def show(self, row: dict[str, Any], accounts: dict[str, Account], bottleneck: str) -> None:
+        """Show the newest metrics, the accounts by role and the sentence, if it is time."""
+        if not self.due:
+            return
+        self._shown = time.monotonic()
         if self._live is not None:
-            self._live.update(self.picture(row, stages), refresh=True)
-        elif time.monotonic() - self._last_line >= LINE_SECONDS:
-            self._last_line = time.monotonic()
+            self._live.update(self.picture(row, accounts, bottleneck), refresh=True)
+        else:
             self.console.print(
                 f"{row['time/time_elapsed']:7.1f} s {row['time/total_timesteps']:>9,} steps  "
                 f"{row['train/n_updates']:>7,} updates  return "
@@ -51,9 +72,10 @@ class Board:
                 soft_wrap=True,
             )
 
-    def picture(self, row: dict[str, Any], stages: dict[str, dict[str, float]]) -> Panel:
-        """The live board: numbers above, stage times below; 80 columns, 24 lines."""
-        return Panel(Group(self._numbers(row), self._stages(stages)), title=self.title)
+    def picture(self, row: dict[str, Any], accounts: dict[str, Account], bottleneck: str) -> Panel:
+        """The live board: numbers, the time of every process, what limits; 80 columns, 24 lines."""
+        parts = self._numbers(row), self._times(accounts), Text(bottleneck, "bold")
+        return Panel(Group(*parts), title=self.title)
 
     @staticmethod
     def _numbers(row: dict[str, Any]) -> Table:
@@ -75,7 +97,7 @@ class Board:
             ("episode length", of("rollout/ep_len_mean", ",.0f")),
             ("replay", f"{row.get('replay/size', 0):,}"),
             ("samples/insert", of("train/samples_per_insert", ".2f")),
-            ("trainer busy", of("engine/duty_cycle", ".0%")),
+            ("duty cycle", of("engine/duty_cycle", ".0%")),
             ("policy lag", " / ".join(lag)),
             ("temperature", of("train/ent_coef", ".5f")),
         ]
@@ -86,14 +108,23 @@ class Board:
         return table
 
     @staticmethod
-    def _stages(stages: dict[str, dict[str, float]]) -> Table:
-        table = Table(box=None, padding=(0, 2), header_style="dim")
+    def _times(accounts: dict[str, Account]) -> Table:
+        table = Table(box=None, padding=(0, 1), header_style="dim", expand=True)
+        table.add_column("process")
         table.add_column("stage")
-        for head in ("count", "p50 us", "p99 us"):
+        for head in ("p50 us", "p99 us", "per s", "share"):
             table.add_column(head, justify="right")
-        for name, s in stages.items():
-            if name not in ("lag", "rows"):
-                table.add_row(name, f"{s['count']:,.0f}", f"{s['p50']:,.1f}", f"{s['p99']:,.1f}")
+        for role, names in ROWS.items():
+            account = accounts.get(role)
+            known = account.stages | account.waits if account is not None else {}
+            for i, name in enumerate(names):
+                r = known.get(name)
+                cells = ("-", "-", "-", "-")
+                if r is not None:
+                    times = f"{r.p50:,.1f}", f"{r.p99:,.1f}"
+                    cells = (*times, f"{r.per_second:,.0f}", f"{r.share:.1%}")
+                style = "dim" if "." in name else ""  # parts and waits
+                table.add_row("" if i else role, name, *cells, style=style)
         return table
 
     def note(self, text: str) -> None:

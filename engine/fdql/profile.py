@@ -1,13 +1,14 @@
-"""Stages, counters and their readings: what every process records and how the records become
-percentiles.
+"""What every process records: counters, and a histogram for every stage, part, wait and depth.
 
 A process has one record (shm.records.Record): a counter per `Counter` and a histogram per `Stage`.
-Its owner writes, the supervisor reads. The eight stage names are those of ARCHITECTURE.md.
+Its owner writes, the supervisor reads (budget.py makes shares and percentiles of it). The names of
+the first eight stages are those of ARCHITECTURE.md; a part of a stage is named `stage.part`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
@@ -17,20 +18,40 @@ from fdql.shm.records import N_BUCKETS, Record, bucket_upper, record_bytes
 
 
 class Stage(IntEnum):
-    """Histograms of a record. The first eight are the stages, nanoseconds each."""
+    """Histograms of a record, nanoseconds unless said otherwise."""
 
-    STEP = 0  # one step of one group of environments
-    RING = 1  # handing a chunk over, waiting for room included
-    INGEST = 2  # storing one chunk
-    SAMPLE = 3  # filling one batch
-    UPDATE = 4  # one update of the learner
-    PUBLISH = 5  # one publication of a policy
-    INFER = 6  # one forward pass with exploration
-    ACT = 7  # handing the actions of one round over
-    WAIT = 8  # waiting for work: worker for actions, inference for requests, trainer for a batch
-    HELD = 9  # inference only: requests held back because the steps are ahead of the updates
-    LAG = 10  # trainer only: updates between the policy that acted and the newest, per chunk
-    ROWS = 11  # inference only: rows of a forward pass
+    STEP = 0  # worker: one step of one group of environments
+    RING = 1  # worker: handing one chunk over
+    INGEST = 2  # loader: storing one chunk
+    SAMPLE = 3  # loader: filling one batch
+    UPDATE = 4  # trainer: one update of the learner
+    PUBLISH = 5  # trainer: one publication of a policy
+    INFER = 6  # inference: newest policy, gather, forward pass with exploration, scatter
+    ACT = 7  # inference: handing the actions of one round over
+    WAIT = 8  # for work: worker for actions, inference for requests, trainer for a batch, ...
+    HELD = 9  # inference: requests held back because the steps are ahead of the updates
+    LAG = 10  # trainer: updates between the policy that acted and the newest, per chunk
+    ROWS = 11  # inference: rows of a forward pass
+    STEP_ENV = 12  # worker: inside env.step, one group
+    STEP_RESET = 13  # worker: inside env.reset, one episode
+    INFER_DWELL = 14  # from the submission of a round's oldest request to the round's begin
+    INFER_FORWARD = 15  # forward pass and exploration: one kernel, not separable
+    INFER_COPY = 16  # gather of observation rows and scatter of action rows
+    INFER_LOAD = 17  # taking over a newly published policy
+    REQUESTS = 18  # inference: requests ready when a round begins
+    POLICY_AGE = 19  # inference: since the publication of the policy that acts
+    POLICY_BEHIND = 20  # inference: updates made since the policy that acts
+    SAMPLE_DRAW = 21  # loader: the tree's draw
+    SAMPLE_GATHER = 22  # loader: n-step windows and rows
+    PRIORITIES = 23  # loader: writing one batch's priorities back into the tree
+    PUBLISH_SNAPSHOT = 24  # trainer: flattening the policy
+    STAGED = 25  # trainer: batches left ready when it takes one
+    CHUNKS = 26  # loader: chunks in a ring when it finds some
+    EVALUATE = 27  # evaluator: one step of its environments, forward pass included
+    WAIT_ROOM = 28  # worker: for room in its ring
+    WAIT_CHUNKS = 29  # loader: for chunks, the warm-up not being complete
+    WAIT_DUE = 30  # loader: no update is due before more steps arrive
+    WAIT_FREE = 31  # loader: every batch is staged or being learned
 
 
 class Counter(IntEnum):
@@ -49,6 +70,78 @@ class Counter(IntEnum):
     TRAIN_NS = 10  # trainer: time since warm-up
     EVALUATIONS = 11  # evaluator
     DROPPED = 12  # trainer: steps not stored because their episode was cut by a crash of the worker
+    PUBLISHED_NS = 13  # trainer: now_ns of the newest publication
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """What a kind of process (or thread) records.
+
+    busy      disjoint stages: their sum is its busy time
+    waits     disjoint waits, by the name of their cause
+    parts     times inside busy stages
+    latencies times that are not this process's own
+    numbers   histograms of numbers, not of times
+    """
+
+    busy: tuple[Stage, ...]
+    waits: Mapping[Stage, str]
+    parts: tuple[Stage, ...] = ()
+    latencies: tuple[Stage, ...] = ()
+    numbers: tuple[Stage, ...] = ()
+
+    def name(self, stage: Stage) -> str:
+        """`infer`, `infer.forward`, `wait.requests`."""
+        return self.waits.get(stage) or name_of(stage)
+
+    @property
+    def recorded(self) -> tuple[Stage, ...]:
+        """Every histogram that this role writes."""
+        return (*self.busy, *self.waits, *self.parts, *self.latencies, *self.numbers)
+
+
+def name_of(stage: Stage) -> str:
+    """STEP_ENV is `step.env`, POLICY_AGE `policy.age`."""
+    return stage.name.lower().replace("_", ".", 1)
+
+
+S = Stage
+ROLES: dict[str, Role] = {
+    "worker": Role(
+        busy=(S.STEP, S.RING),
+        waits={S.WAIT: "wait.actions", S.WAIT_ROOM: "wait.room"},
+        parts=(S.STEP_ENV, S.STEP_RESET),
+    ),
+    "inference": Role(
+        busy=(S.INFER, S.ACT),
+        waits={S.WAIT: "wait.requests", S.HELD: "wait.ratio"},
+        parts=(S.INFER_FORWARD, S.INFER_COPY, S.INFER_LOAD),
+        latencies=(S.INFER_DWELL, S.POLICY_AGE),
+        numbers=(S.ROWS, S.REQUESTS, S.POLICY_BEHIND),
+    ),
+    "loader": Role(
+        busy=(S.INGEST, S.SAMPLE, S.PRIORITIES),
+        waits={
+            S.WAIT_CHUNKS: "wait.chunks",
+            S.WAIT_DUE: "wait.due",
+            S.WAIT_FREE: "wait.free_batch",
+        },
+        parts=(S.SAMPLE_DRAW, S.SAMPLE_GATHER),
+        numbers=(S.CHUNKS, S.LAG),
+    ),
+    "trainer": Role(
+        busy=(S.UPDATE, S.PUBLISH),
+        waits={S.WAIT: "wait.batch"},
+        parts=(S.PUBLISH_SNAPSHOT,),
+        numbers=(S.STAGED,),
+    ),
+    "evaluator": Role(busy=(S.EVALUATE,), waits={S.WAIT: "wait.policy"}),
+}
+
+
+def role_of(process: str) -> Role:
+    """Role of `worker 3`, `inference`, `loader`, ..."""
+    return ROLES[process.partition(" ")[0]]
 
 
 class Mark(IntEnum):
@@ -91,25 +184,7 @@ def percentiles(
     cumulated = np.cumsum(histogram.astype(np.float64))
     if cumulated[-1] == 0:
         return [0.0 for _ in q]
-    at = np.searchsorted(cumulated, np.asarray(list(q)) / 100.0 * cumulated[-1])
+    # The rank of the value, from 1; 99.9 % of 1000 is 999.0000000000001 in floating point.
+    ranks = np.ceil(np.asarray(list(q)) / 100.0 * cumulated[-1] - 1e-9)
+    at = np.searchsorted(cumulated, ranks)
     return [float(_UPPER[min(i, N_BUCKETS - 1)]) for i in at]
-
-
-def stage_table(records: Iterable[Record]) -> dict[str, dict[str, float]]:
-    """Stage name -> count, p50, p99, p99.9 over several records; times in microseconds."""
-    everything = list(records)
-    table: dict[str, dict[str, float]] = {}
-    for stage in Stage:
-        total = np.sum([counts(r, stage) for r in everything], axis=0).astype(np.uint64)
-        n = int(total.sum())
-        if n == 0:
-            continue
-        unit = 1.0 if stage in (Stage.LAG, Stage.ROWS) else 1e-3
-        p50, p99, p999 = percentiles(total)
-        table[stage.name.lower()] = {
-            "count": n,
-            "p50": p50 * unit,
-            "p99": p99 * unit,
-            "p99.9": p999 * unit,
-        }
-    return table

@@ -15,9 +15,12 @@ from typing import Any
 import psutil
 
 from fdql.board import Board
+from fdql.bottleneck import Setting, Verdict, bottleneck
+from fdql.budget import Account, Ledger, budget, metrics
+from fdql.machine import allowed_cores
 from fdql.proc.governor import Governor
 from fdql.proc.memory import RECORD_EVALUATOR, RECORD_INFERENCE, RECORD_TRAINER, RunMemory, RunPlan
-from fdql.profile import Counter, Stage, counts, percentiles, stage_table
+from fdql.profile import Counter, Stage, counts, percentiles
 from fdql.run_folder import RunFolder
 
 EPISODES_AVERAGED = 100  # of the training return, as in Stable Baselines
@@ -47,13 +50,23 @@ class Report:
         self.trainer = memory.record(RECORD_TRAINER)
         self.inference = memory.record(RECORD_INFERENCE)
         self.workers = [memory.worker_record(w) for w in range(plan.workers)]
-        self.records = [
-            self.trainer,
-            self.inference,
-            memory.record(RECORD_EVALUATOR),
-            *self.workers,
-        ]
+        self.ledger = Ledger(
+            {f"worker {w}": record for w, record in enumerate(self.workers)}
+            | {
+                "inference": self.inference,
+                "loader": self.trainer,  # a thread of the trainer
+                "trainer": self.trainer,
+                "evaluator": memory.record(RECORD_EVALUATOR),
+            }
+        )
         self.governor = Governor(plan.config)
+        self.setting = Setting(
+            cores=allowed_cores(),
+            workers=plan.workers,
+            envs_per_worker=plan.envs_per_worker,
+            samples_per_insert=self.governor.target,
+            serial=plan.config.serial,
+        )
         stop_at = plan.config.stop_at_return
         self.threshold = (
             plan.env.return_threshold
@@ -89,7 +102,9 @@ class Report:
     def event(self, event: dict[str, Any]) -> None:
         """Take in one event of a child."""
         kind = event["event"]
-        if kind == "episodes":
+        if kind == "ready":
+            self.ledger.pids[event["role"]] = event["pid"]
+        elif kind == "episodes":
             self.returns.extend(event["returns"])
             self.lengths.extend(event["lengths"])
         elif kind == "train":
@@ -171,25 +186,33 @@ class Report:
         p50, p99 = percentiles(counts(self.trainer, Stage.LAG), (50.0, 99.0))
         return p50, p99
 
-    def stages(self) -> dict[str, dict[str, float]]:
-        """Stage times of all processes together, microseconds."""
-        return stage_table(self.records)
+    def limit(self, accounts: dict[str, Account]) -> Verdict:
+        """What limits the run by these accounts, role -> account."""
+        return bottleneck({role: a.shares() for role, a in accounts.items()}, self.setting)
 
     def write(self) -> None:
         """Append the current metrics to the run folder and show them."""
-        row = self.row()
+        self.ledger.look(training=self.updates > 0)
+        row, recent = self.row(), self.ledger.recent()
+        verdict = self.limit(recent)
+        if not self.plan.config.serial:  # nothing in a lockstep run's files depends on time
+            row |= metrics(recent) | {"budget/limited_by": verdict.limit}
         self.folder.metrics(row)
-        self.board.show(row, self.stages())
+        self.board.show(row, recent, verdict.sentence)
 
     def show(self) -> None:
-        """Show the current metrics, write nothing."""
-        self.board.show(self.row(), self.stages())
+        """Show the current metrics if the board is due, write nothing."""
+        self.ledger.look(training=self.updates > 0)
+        if self.board.due:
+            recent = self.ledger.recent()
+            self.board.show(self.row(), recent, self.limit(recent).sentence)
 
     def summary(self, exit_reason: str, problem: str | None) -> dict[str, Any]:
         """The run in one table; see README for the keys."""
         config, e = self.plan.config, self.evaluation
         lag = self.policy_lag()
         committed = sum(w.get(Counter.STEPS) for w in self.workers)
+        interval, verdict = self.ledger.interval(), self.limit(self.ledger.whole())
         return {
             "env": config.env,
             "seed": config.seed,
@@ -217,7 +240,11 @@ class Report:
             "workers": self.plan.workers,
             "envs_per_worker": self.plan.envs_per_worker,
             "learner": config.learner,
-            "stages_us": self.stages(),
+            "stages_us": self.ledger.stage_table(),
+            "interval_seconds": round(interval.seconds, 3),
+            "processes": {p: account.to_dict() for p, account in budget(interval).items()},
+            "limited_by": verdict.limit,
+            "bottleneck": verdict.sentence,
         }
 
 
@@ -265,4 +292,6 @@ def conclude(report: Report, exit_reason: str, problem: str | None) -> RunResult
         f"{exit_reason}: {report.env_steps:,} steps, {report.updates:,} updates, "
         f"{summary['wall_seconds']:.1f} s{solved}; kept in {folder.path}"
     )
+    if report.updates:
+        board.note(summary["bottleneck"])
     return result

@@ -16,7 +16,7 @@ from fdql.checkpoint import write_json
 from fdql.config import Config, ConfigError
 from fdql.config_file import to_dict
 
-SUMMARY_FORMAT = 1
+SUMMARY_FORMAT = 2  # 2: stages_us holds times only, `processes` the rest; see docs/adr/0008
 
 # Columns of progress.csv; metrics.jsonl may hold more. Stable Baselines' names where it has one.
 COLUMNS = (

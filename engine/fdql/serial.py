@@ -95,6 +95,7 @@ def _lockstep(plan: RunPlan, memory: RunMemory, report: Report, stop: StopReques
             reason = "solved"
         elif finished:
             reason = "total_timesteps"
+    report.ledger.close()
     worker.close()
     report.event({"event": "train", **trainer.metrics()})
     trainer.save()

@@ -115,6 +115,7 @@ class Supervisor:
                     self.report.write()
                 else:
                     self.report.show()
+            self.report.ledger.close()
             self._leave()
         finally:
             self._kill_all()

@@ -136,14 +136,14 @@ class EnvWorker:
         if self.slot >= 0 and self.rows + room > self.chunk_rows:
             self.commit()
         if self.slot < 0:
-            t0 = now_ns()
+            self.opened_ns = now_ns()
             while (slot := self.ring.reserve()) < 0:
                 if self.memory.control.stop:
                     return None
                 self.ring.wait_not_full(SLICE_NS)
                 self.record.heartbeat(Stage.RING)
+                self.opened_ns = self.record.observe_since(Stage.WAIT_ROOM, self.opened_ns)
             self.slot, self.rows, self.steps = slot, 0, 0
-            self.opened_ns = self.record.observe_since(Stage.RING, t0)
         return self.chunks[self.slot]
 
     def commit(self) -> None:
@@ -166,10 +166,10 @@ class EnvWorker:
 
     def step_group(self, group: int) -> bool:
         """Step the environments of a group whose actions have arrived. False: told to stop."""
-        t0 = now_ns()
         chunk = self._chunk(2 * self.per_group)
         if chunk is None:
             return False
+        t0 = now_ns()
         n, r = self.per_group, self.rows
         obs, actions, states = self.obs[group], self.actions[group], self.states[group]
         self.version = self.slots.policy_version(group)
@@ -182,8 +182,12 @@ class EnvWorker:
         chunk.flags[r : r + n] = self.fresh[group]
         self.fresh[group][:] = 0
         end = r + n
-        for e, (state, action) in enumerate(zip(states, self.scale(actions), strict=True)):
-            after, reward, terminated, truncated, _ = state.env.step(action)
+        scaled = self.scale(actions)
+        t1 = now_ns()
+        results = [s.env.step(action) for s, action in zip(states, scaled, strict=True)]
+        self.record.observe_since(Stage.STEP_ENV, t1)
+        for e, (state, result) in enumerate(zip(states, results, strict=True)):
+            after, reward, terminated, truncated, _ = result
             state.steps += 1
             state.episode_length += 1
             state.episode_return += float(reward)
@@ -215,7 +219,9 @@ class EnvWorker:
         self.finished.returns.append(state.episode_return)
         self.finished.lengths.append(state.episode_length)
         state.episode_return, state.episode_length = 0.0, 0
+        t0 = now_ns()
         first, _ = state.env.reset()
+        self.record.observe_since(Stage.STEP_RESET, t0)
         self._observe(group, e, state, first)
         self.fresh[group][e] = RESET
 

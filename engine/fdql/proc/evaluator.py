@@ -163,6 +163,17 @@ class Evaluator:
         enough = latest > self.version and latest >= self.first_version
         return enough and self.trainer.get(Counter.INSERTED) >= self.next_steps
 
+    def _timed(self, goes_on: Callable[[], bool]) -> Callable[[], bool]:
+        """`goes_on`, asked before every step of the arena, that also records the step before it."""
+        last = now_ns()
+
+        def asked() -> bool:
+            nonlocal last
+            last = self.record.observe_since(Stage.EVALUATE, last)
+            return goes_on()
+
+        return asked
+
     def evaluate(self, goes_on: Callable[[], bool]) -> Evaluation | None:
         """Evaluate the newest policy and report it; keep it in best/ when it is the best so far."""
         self.version, data = self.weights.acquire()
@@ -175,7 +186,7 @@ class Evaluator:
             steps - steps % self.plan.config.eval.every_steps + self.plan.config.eval.every_steps
         )
         t0, t0_ns = time.monotonic(), now_ns()
-        result = self.arena.play(self.policy, goes_on)
+        result = self.arena.play(self.policy, self._timed(goes_on))
         self.record.span(Mark.EVALUATION, t0_ns, updates)
         if result is None:
             return None
@@ -228,7 +239,9 @@ def evaluator_main(memory: RunMemory, events: Events) -> int:
             if rest <= 0 and evaluator.due():
                 bell.disarm()
             else:
+                asleep = now_ns()
                 bell.sleep(ticket, SLICE_NS if rest <= 0 else min(SLICE_NS, int(rest * 1e9) + 1))
+                record.observe_since(Stage.WAIT, asleep)
     if control.stop == LAST and evaluator.weights.latest > evaluator.version:
         evaluator.evaluate(goes_on)
     evaluator.arena.close()

@@ -43,6 +43,7 @@ class InferenceServer:
         self.weights = memory.weights_reader(READER_INFERENCE)
         self.policy = Policy(plan.net, np.zeros(plan.policy_size, dtype=np.float32))
         self.version = 0  # of the loaded policy, updates; 0: none published yet
+        self.published_ns = 0  # when that policy was published
         explore = plan.config.explore
         explorers = explorer_mask(explore.explorer_share, plan.lanes)
         self.explorer = Explorer(plan.net, explore, plan.lanes, explorers, plan.config.seed)
@@ -72,11 +73,14 @@ class InferenceServer:
     def refresh(self) -> None:
         """Load the newest published policy, if it is newer than ours."""
         if self.weights.latest != self.version:
+            t0 = now_ns()
             self.version, data = self.weights.acquire()
+            self.published_ns = self.trainer.get(Counter.PUBLISHED_NS)
             if self.version:
                 self.policy.load(np.frombuffer(data, dtype=np.float32)[: self.plan.policy_size])
             del data
             self.weights.release()
+            self.record.observe_since(Stage.INFER_LOAD, t0)
 
     def throttled(self) -> bool:
         """True while environment steps are held back for the trainer (or the run's last step is
@@ -99,25 +103,37 @@ class InferenceServer:
     def serve(self, n_ready: int) -> None:
         """Answer the first `n_ready` slots of self.ready: one forward pass, one reply round."""
         t0 = now_ns()
+        record = self.record
+        record.observe(Stage.INFER_DWELL, max(0, t0 - self.slots.oldest_ns))
         self.refresh()
         ready = self.ready[:n_ready]
         rows = self.rows_of_slot[ready].ravel()
         n = rows.size
         out = self.out[:n]
         warmup = self.version == 0
-        self.explorer.act(self.policy, self.obs[rows], self.lane_of_row[rows], warmup, out)
+        gather = now_ns()
+        obs, lanes = self.obs[rows], self.lane_of_row[rows]
+        forward = now_ns()
+        self.explorer.act(self.policy, obs, lanes, warmup, out)
+        scatter = record.observe_since(Stage.INFER_FORWARD, forward)
         self.actions[rows] = out
-        if self.record.tracing:
+        if record.tracing:
             for slot in ready:
-                self.record.mark(Mark.ANSWERED, self.slots.request_id(slot))
-        t1 = self.record.observe_since(Stage.INFER, t0)
+                record.mark(Mark.ANSWERED, self.slots.request_id(slot))
+        t1 = record.observe_since(Stage.INFER, t0)
+        record.observe(Stage.INFER_COPY, forward - gather + t1 - scatter)
         self._forget_lost_steps()
         for slot in ready:
             self.issued[int(slot) % self.plan.workers] += self.plan.envs_per_group
         self.record.set(Counter.ISSUED, int(self.issued.sum()))
         self.slots.reply(self.ready, n_ready, self.version)
-        self.record.observe_since(Stage.ACT, t1)
-        self.record.observe(Stage.ROWS, n)
+        record.observe_since(Stage.ACT, t1)
+        record.observe(Stage.ROWS, n)
+        record.observe(Stage.REQUESTS, n_ready)
+        if not warmup:
+            record.observe(Stage.POLICY_AGE, max(0, t1 - self.published_ns))
+            behind = self.trainer.get(Counter.UPDATES) - self.version
+            record.observe(Stage.POLICY_BEHIND, max(0, behind))
 
 
 def inference_main(memory: RunMemory, events: Events) -> int:

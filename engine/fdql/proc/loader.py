@@ -57,7 +57,10 @@ class Loader:
         """Store every chunk that is ready. Returns the environment steps stored."""
         steps = 0
         for w, ring in enumerate(self.rings):
-            for _ in range(ring.peek()):
+            chunks = ring.peek()
+            if chunks:
+                self.record.observe(Stage.CHUNKS, chunks)
+            for _ in range(chunks):
                 t0 = now_ns()
                 head = ring.chunk(0)
                 slot = ring.slot_index(0)
@@ -93,14 +96,28 @@ class Loader:
     def sample(self, batch: Batch) -> None:
         """Fill a batch."""
         t0 = now_ns()
-        self.replay.sample(batch)
+        self.replay.draw(batch)
+        t1 = self.record.observe_since(Stage.SAMPLE_DRAW, t0)
+        self.replay.gather(batch)
         self.sampled += 1
+        self.record.observe_since(Stage.SAMPLE_GATHER, t1)
         if self.first_use and self.record.tracing:
             for chunk in self.first_use.drawn(batch.leaf):
                 self.record.mark(Mark.DRAWN, chunk)
         self.record.observe_since(Stage.SAMPLE, t0, self.sampled)
 
+    def wait_cause(self, *, free: bool) -> Stage:
+        """What an idle loader waits for, as a stage of its record; `free`: it has a batch to fill.
+
+        One cause at a time: with a free batch and nothing due, only more steps can help.
+        """
+        if not free:
+            return Stage.WAIT_FREE
+        return Stage.WAIT_DUE if self.governor.due(self.replay.steps) else Stage.WAIT_CHUNKS
+
     def give_back(self, batch: Batch) -> None:
         """Write a learned batch's priorities; those of overwritten rows are dropped."""
+        t0 = now_ns()
         applied = self.replay.update_priorities(batch.leaf, batch.serial, batch.priority)
+        self.record.observe_since(Stage.PRIORITIES, t0)
         self.record.add(Counter.STALE, len(batch.leaf) - applied)

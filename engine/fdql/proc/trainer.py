@@ -106,6 +106,9 @@ class Trainer:
             return
         t0 = now_ns()
         self.snapshot()
+        t1 = self.record.observe_since(Stage.PUBLISH_SNAPSHOT, t0)
+        # Before the policy itself: who sees the policy sees its time.
+        self.record.set(Counter.PUBLISHED_NS, t1)
         self.weights.publish(self.flat, self.updates)
         self.published = self.updates
         self.published_ns = self.record.observe_since(Stage.PUBLISH, t0, self.updates)
@@ -165,7 +168,9 @@ def trainer_main(memory: RunMemory, events: Events) -> int:
                         and not any(r.peek() for r in loader.rings)
                         and not control.stop
                     )
+                    t0 = now_ns()
                     bell.sleep(ticket, SLICE_NS) if idle else bell.disarm()
+                    record.observe_since(loader.wait_cause(free=bool(free)), t0)
         except BaseException as error:
             failure.append(error)
 
@@ -181,11 +186,11 @@ def trainer_main(memory: RunMemory, events: Events) -> int:
             batch = ready.get(timeout=0.1)
         except Empty:
             batch = None
+        now = record.observe_since(Stage.WAIT, t0)
         if batch is not None:
             if started is None:
-                started = now_ns()  # the warm-up's wait is not the trainer's
-            else:
-                record.observe_since(Stage.WAIT, t0)
+                started = now  # the warm-up's wait is not the trainer's
+            record.observe(Stage.STAGED, ready.qsize())
             record.heartbeat(Stage.UPDATE)
             trainer.update(batch)
             if trainer.publish_due(by_time=True):

@@ -162,10 +162,18 @@ class Replay:
 
     def sample(self, out: Batch) -> None:
         """Fill `out`, batch_size rows ascending by leaf. NotEnoughData when none can be."""
+        self.draw(out)
+        self.gather(out)
+
+    def draw(self, out: Batch) -> None:
+        """First half of `sample`: choose the rows. NotEnoughData when none can be."""
         if out.leaf.size != self._u.size:
             raise ValueError(f"a batch of {out.leaf.size}: this replay draws {self._u.size} rows")
         self.rng.random(out=self._u)
         self.tree.draw(self._u, out.leaf)
+
+    def gather(self, out: Batch) -> None:
+        """Second half of `sample`: the transitions of the rows just drawn, and the statistics."""
         self._gather(out)
         out.obs_mean[:] = self.statistics.obs_mean
         out.obs_scale[:] = self.statistics.obs_scale

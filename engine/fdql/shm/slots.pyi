@@ -64,6 +64,8 @@ class SlotClient(_Slots):
 class SlotServer(_Slots):
     """The server's end. A successor sees from the numbers alone what is unanswered."""
 
+    oldest_ns: int
+    """When the oldest request of the last collect() that returned any was submitted, now_ns."""
     def __init__(self, buf: Buffer, bell: Doorbell, control: Buffer | None = None) -> None: ...
     @property
     def obs(self) -> memoryview:
