@@ -5,9 +5,9 @@
     python bench/throughput.py --only acting --env CartPole-v1 --repeats 3
 
 Contestants of a group take turns; a row is the median of --repeats readings. Libraries have one
-thread; training is pinned to one core for everyone. The last line is a JSON object. Exit code 1 when
-a result of ours is wrong: a transition lost or doubled, samples per insert out of band, a number that
-is not finite. What cannot be measured here is listed with the reason.
+thread; training is pinned to one core for everyone. The last line is a JSON object. Exit code 1
+when a result of ours is wrong: a transition lost or doubled, samples per insert out of band, a
+number that is not finite. What cannot be measured here is listed with the reason.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ if str(HERE) not in sys.path:
     sys.path.insert(0, str(HERE))
 
 from peers.runs import ROOT, machine, revision, stolen_seconds, usable_cores  # noqa: E402
-
 from rates import NULL  # noqa: E402
 from rates.contestants import PIXELS, groups  # noqa: E402
 from rates.reading import Row, take_turns  # noqa: E402
@@ -46,7 +45,11 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--only", nargs="+", choices=KINDS, default=list(KINDS))
-    add("--env", nargs="+", help=f"acting and together; default {' '.join(ENVS)}; null costs nothing")
+    add(
+        "--env",
+        nargs="+",
+        help=f"acting and together; default {' '.join(ENVS)}; null costs nothing",
+    )
     add("--shape", nargs="+", choices=SHAPES, help="training; default all")
     add("--seconds", type=float, help="of one reading; default 3, with --quick 1")
     add("--repeats", type=int, help="readings of a row; default 5, with --quick 1")
@@ -59,7 +62,9 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     quick = args.quick
     args.env = args.env or (["null", "CartPole-v1"] if quick else list(ENVS))
     args.env = [NULL if e == "null" else e for e in args.env]
-    args.shape = args.shape or (["default-cartpole", "default-halfcheetah"] if quick else list(SHAPES))
+    args.shape = args.shape or (
+        ["default-cartpole", "default-halfcheetah"] if quick else list(SHAPES)
+    )
     args.seconds = args.seconds or (1.0 if quick else 3.0)
     args.repeats = args.repeats or (1 if quick else 5)
     return args
@@ -80,7 +85,9 @@ def main(words: list[str] | None = None) -> int:
     started, stolen = time.monotonic(), stolen_seconds()
     rows: list[Row] = []
     for group in groups(args):
-        rows += take_turns(group, args.repeats, lambda text: print(text, file=sys.stderr, flush=True))
+        rows += take_turns(
+            group, args.repeats, lambda text: print(text, file=sys.stderr, flush=True)
+        )
     facts: dict[str, Any] = {
         "format": FORMAT, "machine": machine(), "cores": usable_cores(), "versions": versions(),
         "seconds": round(time.monotonic() - started, 1),

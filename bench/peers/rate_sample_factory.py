@@ -1,7 +1,7 @@
 """Environment steps/s of Sample Factory's sampler (no learner), for bench/throughput.py.
 
-Its simplified sampling interface with its own worker and inference processes; actions are those of a
-random policy of two layers of 128. Prints one JSON object.
+Its simplified sampling interface with its own worker and inference processes; actions are those of
+a random policy of two layers of 128. Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--env", default="CartPole-v1")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--envs-per-worker", type=int, default=8)
+    parser.add_argument("--envs-per-worker", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=2.0)
     args = parser.parse_args()
     register_env(args.env, make_env)

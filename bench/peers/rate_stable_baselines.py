@@ -1,4 +1,4 @@
-"""Rates of Stable-Baselines3 and SBX, for bench/throughput.py; in the peer's own virtual environment.
+"""Rates of Stable-Baselines3 and SBX, for bench/throughput.py; in the peer's own environment.
 
     acting    vector environments and the policy's own predict(), no training: environment steps/s
     training  train() of SAC on a filled replay buffer: gradient steps/s
@@ -24,7 +24,7 @@ FILL_STEPS = 10_000
 
 
 def acting(args: argparse.Namespace) -> dict[str, Any]:
-    """SAC's policy for continuous actions, PPO's for discrete ones (DQN's draws one chance for all)."""
+    """SAC's policy for continuous actions, PPO's for discrete ones (DQN explores all at once)."""
     from stable_baselines3 import PPO, SAC
 
     kind = {"dummy": DummyVecEnv, "subproc": SubprocVecEnv}[args.vec]
@@ -46,7 +46,9 @@ def acting(args: argparse.Namespace) -> dict[str, Any]:
 
 def training(args: argparse.Namespace) -> dict[str, Any]:
     """Gradient steps in calls of `--per-call`: SBX draws and compiles that many in one go."""
-    algorithm = importlib.import_module({"sb3": "stable_baselines3", "sbx": "sbx"}[args.library]).SAC
+    algorithm = importlib.import_module(
+        {"sb3": "stable_baselines3", "sbx": "sbx"}[args.library]
+    ).SAC
     model = algorithm(
         "MlpPolicy", "Pendulum-v1", batch_size=args.batch, learning_starts=10**9, device="cpu",
         policy_kwargs={"net_arch": [args.width, args.width]}, seed=0,

@@ -1,4 +1,4 @@
-"""Environment steps/s of a vector environment with a torch policy in the loop, for bench/throughput.py.
+"""Steps/s of a vector environment with a torch policy in the loop, for bench/throughput.py.
 
     --vec gymnasium  gymnasium.vector.AsyncVectorEnv, one process per environment
     --vec envpool    EnvPool's own environments in C++ (CartPole-v1 and Pendulum-v1 among them)

@@ -1,3 +1,3 @@
-"""The measurements of bench/throughput.py: acting, training, both together, and the limits beside them."""
+"""The measurements of bench/throughput.py: acting, training, both, and the limits."""
 
 NULL = "rates.null_env:Null"

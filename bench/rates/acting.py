@@ -11,8 +11,8 @@ import time
 
 import numpy as np
 from fdql.config import Config
-from fdql.profile import Counter
 from fdql.proc.memory import BELL_TRAINER, RECORD_INFERENCE, RECORD_TRAINER, RunPlan
+from fdql.profile import Counter
 from fdql.sac.nets import actor_shapes, critic_shapes, initialise, policy_shapes, size_of, views
 
 from rates.drain import Drain
@@ -24,8 +24,9 @@ SLICE_NS = 20_000_000
 
 
 def random_policy(plan: RunPlan, seed: int = 0) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
-    """A fresh policy with a random last layer, as the trainer publishes it: every action has its own
-    value. Statistics are those of observations that need no scaling.
+    """A fresh policy with a random last layer, as the trainer publishes it.
+
+    Every action has its own value; observations are not scaled.
     """
     rng = np.random.default_rng(seed)
     shapes = critic_shapes(plan.net) if plan.net.discrete else actor_shapes(plan.net)

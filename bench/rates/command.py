@@ -32,7 +32,7 @@ def pinned(cores: int) -> Iterator[None]:
 
 
 def started(words: list[str], cores: int) -> subprocess.Popen[str]:
-    """Start a program of this checkout with one thread per library, in a process group of its own."""
+    """Start a program of this checkout, one thread per library, in a process group of its own."""
     path = os.pathsep.join([str(ROOT / "bench"), os.environ.get("PYTHONPATH", "")])
     with pinned(cores):
         return subprocess.Popen(
@@ -47,7 +47,7 @@ def started(words: list[str], cores: int) -> subprocess.Popen[str]:
 
 
 def said(process: subprocess.Popen[str], seconds: float = SECONDS) -> dict[str, Any]:
-    """The JSON object that it printed last. Raises Unavailable when it failed, hung or said nothing."""
+    """The JSON object that it printed last. Raises Unavailable when it failed or hung."""
     try:
         out, err = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:

@@ -72,7 +72,7 @@ class Drain:
         self.rings = []
 
     def faults(self, committed: list[int]) -> list[str]:
-        """What is wrong with everything that was taken; `committed`: steps each worker says it made."""
+        """What is wrong with what was taken; `committed`: steps that each worker says it made."""
         wrong = []
         for w, chunks in enumerate(self.kept):
             seen = sum(c.head.n_steps for c in chunks)
@@ -125,7 +125,10 @@ def lane_fault(flags: np.ndarray[Any, Any]) -> str | None:
 
 
 def null_fault(
-    number: int, flags: np.ndarray[Any, Any], reward: np.ndarray[Any, Any], obs: np.ndarray[Any, Any]
+    number: int,
+    flags: np.ndarray[Any, Any],
+    reward: np.ndarray[Any, Any],
+    obs: np.ndarray[Any, Any],
 ) -> str | None:
     """The first row of the counting environment that is not what it must be."""
     i = np.arange(len(obs))

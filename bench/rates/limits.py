@@ -1,9 +1,9 @@
 """The limits of the machine that stand beside the measurements; prints one JSON object.
 
-    python bench/rates/limits.py raw --env CartPole-v1        env.step alone, random actions
-    python bench/rates/limits.py gemm                         best float32 matrix product, one thread
-    python bench/rates/limits.py memcpy                       copies out of cache, bytes/s of payload
-    python bench/rates/limits.py atari --threads 2            ale_py's AtariVectorEnv on Pong
+python bench/rates/limits.py raw --env CartPole-v1        env.step alone, random actions
+python bench/rates/limits.py gemm                         best float32 matrix product, one thread
+python bench/rates/limits.py memcpy                       copies out of cache, bytes/s of payload
+python bench/rates/limits.py atari --threads 2            ale_py's AtariVectorEnv on Pong
 """
 
 from __future__ import annotations
@@ -65,13 +65,11 @@ def memcpy(seconds: float) -> dict[str, Any]:
 
 
 def atari(threads: int, seconds: float, envs: int = 8) -> dict[str, Any]:
-    """Steps/s (of 4 frames) of ale_py's vector environment: Pong, 84 x 84 x 4, no sticky actions."""
+    """Steps/s (of 4 frames) of ale_py's vector environment: Pong, 84 x 84 x 4, not sticky."""
     import numpy as np
     from ale_py.vector_env import AtariVectorEnv
 
-    made = AtariVectorEnv(
-        "pong", num_envs=envs, num_threads=threads, repeat_action_probability=0.0
-    )
+    made = AtariVectorEnv("pong", num_envs=envs, num_threads=threads, repeat_action_probability=0.0)
     made.reset(seed=0)
     actions = np.random.default_rng(0).integers(0, int(made.single_action_space.n), (256, envs))
     steps, start = 0, 0.0

@@ -1,7 +1,7 @@
 """An environment that costs nothing and says where it is: whatever is lost or doubled shows.
 
 Used as rates.null_env:Null. Its observation is (number of the environment in its process, episode,
-step): row i of its lane must be (number, i // (LENGTH + 1), i % (LENGTH + 1)), boundary rows included.
+step): row i of its lane must be (number, i // (LENGTH + 1), i % (LENGTH + 1)), boundaries included.
 """
 
 from __future__ import annotations

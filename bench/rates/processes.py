@@ -47,7 +47,10 @@ class Processes:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
     ) -> None:
         for child in self.children:
             child.kill()
@@ -67,7 +70,7 @@ class Processes:
         return child
 
     def listen(self) -> list[dict[str, Any]]:
-        """Events since the last call. Raises ChildFailed when a child has ended and should not have."""
+        """Events since the last call. Raises ChildFailed when a child ended and should not have."""
         events = []
         for child in self.children:
             gone = child.exited()
@@ -87,7 +90,9 @@ class Processes:
                 self.listen()
                 heard = time.monotonic()
                 if heard > deadline:
-                    raise ChildFailed(f"nothing after {seconds:g} s: {[c.role for c in self.children]}")
+                    raise ChildFailed(
+                        f"nothing after {seconds:g} s: {[c.role for c in self.children]}"
+                    )
 
     def wait_ready(self, between: Callable[[], None]) -> None:
         """Until every child has said that it is ready."""

@@ -16,7 +16,7 @@ class Unavailable(Exception):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reading:
-    """One measurement: a value, facts beside it, and what was wrong with the result (nothing, hopefully).
+    """One measurement: a value, facts beside it, and what was wrong with the result.
 
     stages  stage -> percentiles, microseconds
     """
@@ -82,8 +82,10 @@ class Row:
         return row | numbers
 
 
-def take_turns(contestants: list[Contestant], repeats: int, note: Callable[[str], None]) -> list[Row]:
-    """Read the contestants of a group in turns, `repeats` times each; facts and stages are the last's.
+def take_turns(
+    contestants: list[Contestant], repeats: int, note: Callable[[str], None]
+) -> list[Row]:
+    """Read the contestants of a group in turns, `repeats` times; facts and stages: the last's.
 
     Whoever cannot be measured is in the rows with the reason. Ours that fails is wrong, not absent.
     """
@@ -109,5 +111,6 @@ def take_turns(contestants: list[Contestant], repeats: int, note: Callable[[str]
             row.values.append(reading.value)
             row.facts, row.stages = reading.facts, reading.stages
             row.wrong += [w for w in reading.wrong if w not in row.wrong]
-            note(f"{row.kind} {row.subject} {row.who}: {reading.value:,.6g} {row.unit} ({turn + 1}/{repeats})")
+            told = f"{reading.value:,.6g} {row.unit} ({turn + 1}/{repeats})"
+            note(f"{row.kind} {row.subject} {row.who}: {told}")
     return rows

@@ -11,14 +11,16 @@ from rates.reading import NOISY, Row
 
 def ratio_to_ours(row: Row, rows: Iterable[Row]) -> float:
     """Ours over this row's median, 1 for ours itself; nan where there is nothing to compare."""
-    ours = next((r for r in rows if (r.kind, r.subject, r.who) == (row.kind, row.subject, "fdql")), None)
+    ours = next(
+        (r for r in rows if (r.kind, r.subject, r.who) == (row.kind, row.subject, "fdql")), None
+    )
     if ours is None or not ours.values or not row.values or ours.unit != row.unit:
         return math.nan
     return ours.median / row.median
 
 
 def gemm_share(rows: list[Row], shape: str) -> float:
-    """Multiply-adds of our updates over the best rate of the matrix product; nan when not measured."""
+    """Multiply-adds of our updates over the best rate of the matrix product; nan: unknown."""
     mine = {r.who: r for r in rows if r.kind == "training" and r.subject == shape}
     ours, limit = mine.get("fdql"), mine.get("limit: float32 GEMM")
     if not (ours and limit and ours.values and limit.values):
@@ -44,16 +46,19 @@ def show(rows: list[Row]) -> None:
         if (row.kind, row.subject) != before:
             before = (row.kind, row.subject)
             print(f"\n{row.kind}: {row.subject}")
-            print(f"  {'who':<26} {'median':>15} {'min':>15} {'max':>15} {'fdql/it':>8}  unit; facts")
+            print(
+                f"  {'who':<26} {'median':>15} {'min':>15} {'max':>15} {'fdql/it':>8}  unit; facts"
+            )
         if not row.values:
             print(f"  {row.who:<26} not run: {row.not_run}")
             continue
         share = ratio_to_ours(row, rows)
         ratio = "-" if math.isnan(share) or row.who == "fdql" else f"{share:.2f}"
         facts = facts_of(row, rows)
+        numbers = (row.median, min(row.values), max(row.values))
         print(
-            f"  {row.who:<26} {row.median:>15,.1f} {min(row.values):>15,.1f} {max(row.values):>15,.1f} "
-            f"{ratio:>8}  {row.unit}" + (f"; {facts}" if facts else "")
+            f"  {row.who:<26} {' '.join(f'{n:>15,.1f}' for n in numbers)} {ratio:>8}  {row.unit}"
+            + (f"; {facts}" if facts else "")
         )
     for row in rows:
         if row.stages:

@@ -16,9 +16,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from fdql.config import Config
 from peers.runs import ROOT, usable_cores
 
-from fdql.config import Config
 from rates.command import started
 from rates.reading import Reading
 
@@ -47,7 +47,7 @@ def warm_rows(rows: list[dict[str, Any]], config: Config) -> list[dict[str, Any]
 def run(
     env: str, seconds: float, *, workers: int | None = None, envs_per_worker: int | None = None
 ) -> Reading:
-    """Environment steps/s of a run with everything on; updates/s, ratio, duty cycle, lag as facts."""
+    """Environment steps/s of a run with everything on; updates/s, ratio, duty cycle, lag beside."""
     config = Config(env=env)
     words = [sys.executable, str(ROOT / "main.py"), "--env", env, "--stop-at-return", "never"]
     words += ["--total-timesteps", str(10**9), "--eval.every-steps", str(10**9)]
@@ -97,7 +97,9 @@ def reading(rows: list[dict[str, Any]], summary: dict[str, Any], config: Config)
         )
     committed, in_flight = summary["steps_committed"], summary["steps_in_flight"]
     if in_flight < 0 or committed != summary["env_steps"] + in_flight:
-        wrong.append(f"{committed} steps committed, {summary['env_steps']} stored, {in_flight} under way")
+        wrong.append(
+            f"{committed} steps committed, {summary['env_steps']} stored, {in_flight} under way"
+        )
     if summary["problem"] or summary["worker_restarts"]:
         wrong.append(f"problem {summary['problem']}, {summary['worker_restarts']} restarts")
     for key, value in last.items():

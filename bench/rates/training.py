@@ -1,7 +1,8 @@
 """Training only: updates per second of the trainer process on a replay that is already full.
 
-The real trainer process with its loader thread, sampling and priorities included; the bench plays the
-workers, hands over FILL_STEPS random transitions once and counts. Pinned to one core, as the peers are.
+The real trainer process with its loader thread, sampling and priorities included; the bench plays
+the workers, hands over FILL_STEPS random transitions once and counts. Pinned to one core, as the
+peers are.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from fdql.machine import allowed_cores, resolve
 from fdql.proc.memory import READER_EVALUATOR, RECORD_TRAINER, RunPlan
 from fdql.profile import Counter
 from fdql.sac.nets import NetSpec
-from fdql.shm.chunk import RESET, TRUNCATED, BOUNDARY
+from fdql.shm.chunk import BOUNDARY, RESET, TRUNCATED
 
 from rates.processes import Processes
 from rates.reading import Reading
@@ -79,7 +80,7 @@ def plan_for(shape: Shape, run_dir: str) -> RunPlan:
 
 
 def hand_over(plan: RunPlan, processes: Processes) -> int:
-    """Write FILL_STEPS random transitions into the ring of worker 0, whole episodes. Returns steps."""
+    """Write FILL_STEPS random transitions into worker 0's ring, whole episodes. Returns steps."""
     writer, schema = processes.memory.ring_writer(0), plan.chunk
     rng = np.random.default_rng(0)
     views = [schema.views(writer.payload(i)) for i in range(writer.capacity)]
@@ -152,7 +153,7 @@ def _train(plan: RunPlan, processes: Processes, seconds: float) -> Reading:
 
 
 def loss_faults(metrics: dict[str, Any], updates: int, plan: RunPlan) -> list[str]:
-    """Losses that are not finite, or a critic that has not learned that rewards are noise around 0."""
+    """Losses that are not finite, or a critic that has not learned that rewards are noise."""
     numbers = {k: v for k, v in metrics.items() if isinstance(v, float)}
     if "critic_loss" not in numbers:
         return ["the trainer reported no losses"]
