@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Build the peers' virtual environments, one each, in DIR (default: build/peers of this checkout), where
-# bench/learning.py and bench/throughput.py look for them. CPython 3.11: pybullet has no wheels above it. PYTHON chooses another.
+# bench/learning.py and bench/throughput.py look for them. CPython 3.11: pybullet has no wheels above it.
+# PYTHON chooses another.
 #   bash bench/peers/build.sh [DIR]
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
