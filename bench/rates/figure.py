@@ -8,7 +8,7 @@ from rates.reading import Row
 
 
 def draw(rows: list[Row], path: Path) -> None:
-    """One panel per group of acting and training; logarithmic, whiskers from min to max."""
+    """One panel per group of acting and training that compares; bars from 0, whiskers min to max."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -16,9 +16,10 @@ def draw(rows: list[Row], path: Path) -> None:
 
     drawn = [r for r in rows if r.values and r.kind in ("acting", "training")]
     drawn = [r for r in drawn if r.unit in ("steps/s", "updates/s")]
-    panels = list(dict.fromkeys((r.kind, r.subject) for r in drawn))
+    panels = list(dict.fromkeys((r.kind, r.subject) for r in drawn if r.subject != "null"))
+    panels = [p for p in panels if sum((r.kind, r.subject) == p for r in drawn) > 1]
     if not panels:
-        raise ValueError("--figure: no row of acting or training was measured")
+        raise ValueError("--figure: no group of acting or training has two rows to compare")
     columns = min(3, len(panels))
     lines = -(-len(panels) // columns)
     figure, axes = pyplot.subplots(
@@ -37,8 +38,8 @@ def draw(rows: list[Row], path: Path) -> None:
         ]
         axis.barh([r.who for r in mine], values, xerr=off, color=colours, error_kw={"lw": 0.8})
         axis.bar_label(axis.containers[-1], [f" {v:,.0f}" for v in values], fontsize=7)
-        axis.set_xscale("log")
-        axis.margins(x=0.3)
+        axis.margins(x=0.25)
+        axis.set_xticks([])  # the numbers stand at the bars
         axis.tick_params(labelsize=7)
         axis.set_title(f"{kind}, {subject}, {mine[0].unit}", fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
