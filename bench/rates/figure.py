@@ -8,7 +8,7 @@ from rates.reading import Row
 
 
 def draw(rows: list[Row], path: Path) -> None:
-    """One panel per group of acting and training that compares; bars from 0, whiskers min to max."""
+    """One panel per group of acting and training; bars from 0, whiskers from min to max."""
     import matplotlib
 
     matplotlib.use("Agg")
