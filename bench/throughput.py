@@ -17,6 +17,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import signal
 import sys
 import time
 from pathlib import Path
@@ -82,6 +83,7 @@ def main(words: list[str] | None = None) -> int:
     args = parse(words)
     path = [str(HERE), os.environ.get("PYTHONPATH", "")]
     os.environ["PYTHONPATH"] = os.pathsep.join(p for p in path if p)  # children find rates.null_env
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # peers under way are ended too
     started, stolen = time.monotonic(), stolen_seconds()
     rows: list[Row] = []
     for group in groups(args):

@@ -7,9 +7,11 @@ import json
 import os
 import signal
 import subprocess
+import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from peers.runs import ROOT, THREADS
 
@@ -31,34 +33,59 @@ def pinned(cores: int) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def started(words: list[str], cores: int) -> subprocess.Popen[str]:
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A program under way. Its output goes to files: a grandchild could hold a pipe open."""
+
+    process: subprocess.Popen[bytes]
+    out: IO[bytes]
+    err: IO[bytes]
+
+    def ended(self, seconds: float) -> tuple[str, str]:
+        """What it printed, once it has ended; whatever it has started is ended with it.
+
+        Raises subprocess.TimeoutExpired after `seconds`.
+        """
+        try:
+            self.process.wait(seconds)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            said = []
+            for file in (self.out, self.err):
+                file.seek(0)
+                said.append(file.read().decode("utf-8", "replace"))
+                file.close()
+        return said[0], said[1]
+
+
+def started(words: list[str], cores: int) -> Running:
     """Start a program of this checkout, one thread per library, in a process group of its own."""
     path = os.pathsep.join([str(ROOT / "bench"), os.environ.get("PYTHONPATH", "")])
+    out, err = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115
     with pinned(cores):
-        return subprocess.Popen(
+        process = subprocess.Popen(
             words,
             cwd=ROOT,
             env=os.environ | one_thread | {"PYTHONPATH": path.rstrip(os.pathsep)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
             start_new_session=True,
         )
+    return Running(process, out, err)
 
 
-def said(process: subprocess.Popen[str], seconds: float = SECONDS) -> dict[str, Any]:
+def said(running: Running, seconds: float = SECONDS) -> dict[str, Any]:
     """The JSON object that it printed last. Raises Unavailable when it failed or hung."""
     try:
-        out, err = process.communicate(timeout=seconds)
+        out, err = running.ended(seconds)
     except subprocess.TimeoutExpired:
         raise Unavailable(f"did not end within {seconds:g} s") from None
-    finally:
-        with contextlib.suppress(ProcessLookupError):  # and whatever it has started
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-    if process.returncode:
+    if running.process.returncode:
         lines = [line for line in err.splitlines() if line.strip()] or ["nothing on stderr"]
-        raise Unavailable(f"exit code {process.returncode}: {lines[-1][:300]}")
+        raise Unavailable(f"exit code {running.process.returncode}: {lines[-1][:300]}")
     try:
         answer: dict[str, Any] = json.loads(out.splitlines()[-1])
         float(answer["value"])
@@ -79,9 +106,9 @@ def read_many(words: list[str], n: int) -> Reading:
     """n copies at once, free to use every core: the sum of their values."""
     running = [started(words, os.cpu_count() or 1) for _ in range(n)]
     values, failure = [], None
-    for process in running:
+    for one in running:
         try:
-            values.append(float(said(process)["value"]))
+            values.append(float(said(one)["value"]))
         except Unavailable as error:
             failure = failure or error
     if failure:

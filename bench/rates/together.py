@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import signal
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from rates.command import started
 from rates.reading import Reading
 
 START_SECONDS = 300.0  # the first start compiles the kernels
+LEAVE_SECONDS = 60.0
 IN_FLIGHT_STEPS = 512  # steps that may lie between a commit and its update, beyond those ahead
 RATIO_TOLERANCE = 0.02
 
@@ -55,20 +55,18 @@ def run(
     words += [] if envs_per_worker is None else ["--envs-per-worker", str(envs_per_worker)]
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "run"
-        process = started([*words, "--run-dir", str(folder)], usable_cores())
+        running = started([*words, "--run-dir", str(folder)], usable_cores())
+        process = running.process
+        deadline, end = time.monotonic() + START_SECONDS, math.inf
         try:
-            deadline, end = time.monotonic() + START_SECONDS, math.inf
             while time.monotonic() < min(deadline, end) and process.poll() is None:
                 time.sleep(0.1)
                 if end == math.inf and warm_rows(rows_of(folder), config):
                     end = time.monotonic() + seconds + 0.5  # its rows are a second apart
-            if process.poll() is None:
-                process.send_signal(signal.SIGINT)
-            out, err = process.communicate(timeout=60)
         finally:
             if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.communicate()
+                process.send_signal(signal.SIGINT)
+            out, err = running.ended(LEAVE_SECONDS)
         if process.returncode != 130 or end == math.inf:
             raise RunFailed(f"exit code {process.returncode}: {(out + err)[-500:]}")
         summary = json.loads((folder / "summary.json").read_text())
