@@ -1,0 +1,3 @@
+"""The measurements of bench/throughput.py: acting, training, both, and the limits."""
+
+NULL = "rates.null_env:Null"
