@@ -7,12 +7,12 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import replace
-from pathlib import Path
 from typing import Literal
 
 import psutil
 
 from fdql import __version__
+from fdql.cgroup import cpu_limit, memory_left
 from fdql.config import Config, ConfigError
 from fdql.envs import EnvSpec
 from fdql.proc.memory import RunPlan
@@ -31,12 +31,9 @@ def allowed_cores() -> int:
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        if quota != "max":
-            cores = min(cores, max(1, round(int(quota) / int(period))))
-    except (OSError, ValueError):
-        pass  # no cgroup v2 here
+    limit = cpu_limit()
+    if limit is not None:
+        cores = min(cores, round(limit))
     return max(1, cores)
 
 
@@ -94,13 +91,8 @@ def resolve(config: Config, *, cores: int, step_us: float = 0.0) -> Config:
 def available_memory() -> int:
     """Bytes that this process may still use: free memory, cut by the cgroup's limit."""
     free = int(psutil.virtual_memory().available)
-    try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        if limit != "max":
-            free = min(free, int(limit) - int(Path("/sys/fs/cgroup/memory.current").read_text()))
-    except (OSError, ValueError):
-        pass  # no cgroup v2 here
-    return free
+    left = memory_left()
+    return free if left is None else min(free, left)
 
 
 def check_memory(config: Config, env: EnvSpec) -> tuple[Config, int]:
