@@ -224,12 +224,13 @@ class Ledger:
     def look(self, *, training: bool) -> None:
         """Keep a snapshot for the recent budget once a second; `training`: updates are made."""
         now = now_ns() / 1e9
-        if (training and self.first is None) or now - self._recent[-1].seconds >= LOOK_SECONDS:
+        if training and self.first is None:
+            self.first = Snapshot.take(self.records, self.pids)
+            self._recent = deque([self.first])  # start-up is no sign of what limits the training
+        elif now - self._recent[-1].seconds >= LOOK_SECONDS:
             self._recent.append(Snapshot.take(self.records, self.pids))
             while len(self._recent) > 1 and now - self._recent[1].seconds >= WINDOW_SECONDS:
                 self._recent.popleft()
-            if training and self.first is None:
-                self.first = self._recent[-1]
 
     def close(self) -> None:
         """The run begins to end: what follows is not its steady state."""
