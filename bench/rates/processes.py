@@ -7,12 +7,12 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
+from fdql.budget import Ledger
 from fdql.children import Child
 from fdql.config import Config
-from fdql.envs import describe, make_env
+from fdql.envs import describe, make_env, step_cost_us
 from fdql.machine import allowed_cores, check_memory, resolve
-from fdql.proc.memory import FINISH, RunMemory, RunPlan
-from fdql.profile import stage_table
+from fdql.proc.memory import FINISH, RECORD_INFERENCE, RECORD_TRAINER, RunMemory, RunPlan
 
 START_SECONDS = 600.0  # the first start compiles the kernels
 LEAVE_SECONDS = 30.0
@@ -24,12 +24,12 @@ class ChildFailed(RuntimeError):
 
 def plan_of(config: Config, run_dir: str) -> RunPlan:
     """A run's plan, resolved for this machine as the product does it."""
-    config = resolve(config, cores=allowed_cores())
     probe = make_env(config.env)
     try:
-        env = describe(config.env, probe)
+        env, step_us = describe(config.env, probe), step_cost_us(probe, config.seed)
     finally:
         probe.close()
+    config = resolve(config, cores=allowed_cores(), step_us=step_us)
     config, _ = check_memory(config, env)
     return RunPlan(config=config, env=env, run_dir=run_dir)
 
@@ -39,7 +39,11 @@ class Processes:
 
     def __init__(self, plan: RunPlan) -> None:
         self.plan, self.plan_json = plan, plan.to_json()
-        self.memory = RunMemory.create(plan, shared=True)
+        self.memory = memory = RunMemory.create(plan, shared=True)
+        records = {f"worker {w}": memory.worker_record(w) for w in range(plan.workers)}
+        records["inference"] = memory.record(RECORD_INFERENCE)
+        records["trainer"] = records["loader"] = memory.record(RECORD_TRAINER)
+        self.ledger = Ledger(records)
         self.children: list[Child] = []
         self.leaving = False
 
@@ -65,7 +69,10 @@ class Processes:
         module = {"worker": "env_worker"}.get(kind, kind)
         words = [index, str(incarnation)] if kind == "worker" else []
         fd = self.memory.segment.fd
-        child = Child(role, f"fdql.proc.{module}", words, fd, self.plan_json, 1, incarnation)
+        kernel_threads = (self.plan.config.engine.learner_threads or 1) if kind == "trainer" else 1
+        child = Child(
+            role, f"fdql.proc.{module}", words, fd, self.plan_json, 1, kernel_threads, incarnation
+        )
         self.children.append(child)
         return child
 
@@ -107,5 +114,4 @@ class Processes:
 
     def stages(self) -> dict[str, dict[str, float]]:
         """Percentiles of every stage over all processes, microseconds, as in summary.json."""
-        workers = self.plan.workers
-        return stage_table(self.memory.record(i) for i in range(3 + workers))
+        return self.ledger.stage_table()
