@@ -12,7 +12,7 @@ from fdql.proc.memory import RunPlan
 
 
 def small_config(env: str, **changes: Any) -> Config:
-    """Small networks, a short warm-up, a small replay."""
+    """Small networks, a short warm-up, a small replay, one worker."""
     values: dict[str, Any] = {
         "env": env,
         "sac": SacConfig(critic_width=16, actor_width=16, batch_size=32),
@@ -20,13 +20,14 @@ def small_config(env: str, **changes: Any) -> Config:
         "explore": ExploreConfig(warmup_steps=64),
         "eval": EvalConfig(episodes=4),
         "stop_at_return": "never",
+        "workers": 1,
     }
     return Config(**(values | changes))
 
 
 def small_plan(env: str, run_dir: Path, **changes: Any) -> RunPlan:
     """A plan for one worker of 4 environments in 2 groups, unless told otherwise."""
-    config = resolve(small_config(env, **({"envs_per_worker": 4, "workers": 1} | changes)), cores=2)
+    config = resolve(small_config(env, **({"envs_per_worker": 4} | changes)), cores=2)
     probe = make_env(env)
     spec = describe(env, probe)
     probe.close()

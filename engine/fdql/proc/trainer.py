@@ -170,7 +170,7 @@ def trainer_main(memory: RunMemory, events: Events) -> int:
                     )
                     t0 = now_ns()
                     bell.sleep(ticket, SLICE_NS) if idle else bell.disarm()
-                    record.observe_since(loader.wait_cause(free=bool(free)), t0)
+                    loader.record.observe_since(loader.wait_cause(free=bool(free)), t0)
         except BaseException as error:
             failure.append(error)
 
