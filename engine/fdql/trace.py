@@ -85,8 +85,8 @@ def read_threads(memory: RunMemory) -> list[Thread]:
 
 
 def kind_name(kind: int) -> str:
-    """Name of a slice."""
-    return (Mark(kind) if kind >= min(Mark) else Stage(kind)).name.lower()
+    """Name of a slice, as in summary.json."""
+    return Mark(kind).name.lower() if kind >= min(Mark) else name_of(Stage(kind))
 
 
 def _slices(events: NDArray[Any]) -> NDArray[Any]:
