@@ -26,7 +26,7 @@ from fdql.checkpoint import write_bytes
 from fdql.config import Config
 from fdql.proc.governor import Governor
 from fdql.proc.memory import RECORD_TRAINER, RunMemory
-from fdql.profile import Counter, Mark, Stage
+from fdql.profile import Counter, Mark, Stage, name_of
 from fdql.shm.records import Track, now_ns
 
 GRACE_NS = 500_000_000  # after the window: what began in it may end and be written
