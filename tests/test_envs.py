@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import math
-import os
-import time
-
-import gymnasium as gym
 import numpy as np
 import pytest
 from fdql.config import ConfigError
-from fdql.envs import ActionScale, EnvSpec, describe, make_env, step_cost_us
+from fdql.envs import ActionScale, EnvSpec, describe, make_env
 
 
 @pytest.mark.parametrize(
@@ -90,40 +85,3 @@ def test_discrete_actions_start_where_the_space_starts():
         eval_episodes=20,
     )
     assert list(ActionScale(spec)(np.arange(3, dtype=np.int32))) == [5, 6, 7]
-
-
-class Behaves(gym.Env):
-    """Does at reset or at its third step what its name says."""
-
-    observation_space = gym.spaces.Box(-1, 1, (2,), np.float32)
-    action_space = gym.spaces.Discrete(2)
-
-    def __init__(self, how: str = "well") -> None:
-        self.how, self.steps = how, 0
-
-    def reset(self, *, seed=None, options=None):
-        return np.zeros(2, np.float32), {}
-
-    def step(self, action):
-        self.steps += 1
-        if self.steps == 3:
-            if self.how == "hangs":
-                time.sleep(3600)
-            if self.how == "exits":
-                os._exit(7)
-            if self.how == "raises":
-                raise RuntimeError("no third step")
-        time.sleep(0.002)
-        return np.zeros(2, np.float32), 0.0, False, False, {}
-
-
-def test_the_cost_of_a_step_is_measured():
-    env = Behaves()
-    assert 2000 <= step_cost_us(env, 0) < math.inf
-    assert env.steps == 0  # in a process of its own: ours is untouched
-
-
-@pytest.mark.parametrize(("how", "cost"), [("hangs", math.inf), ("exits", 0.0), ("raises", 0.0)])
-def test_an_environment_that_fails_has_no_cost(how, cost, capfd):
-    assert step_cost_us(Behaves(how), 0) == cost
-    assert capfd.readouterr() == ("", "")

@@ -10,9 +10,10 @@ from typing import Any
 from fdql.budget import Ledger
 from fdql.children import Child
 from fdql.config import Config
-from fdql.envs import describe, make_env, step_cost_us
+from fdql.envs import describe, make_env
 from fdql.machine import allowed_cores, check_memory, resolve
 from fdql.proc.memory import FINISH, RECORD_INFERENCE, RECORD_TRAINER, RunMemory, RunPlan
+from fdql.step_cost import step_cost_us
 
 START_SECONDS = 600.0  # the first start compiles the kernels
 LEAVE_SECONDS = 30.0

@@ -10,13 +10,8 @@ from __future__ import annotations
 import difflib
 import importlib
 import math
-import os
 import re
-import select
-import signal
 import sys
-import time
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,8 +29,6 @@ Env = gym.Env[Any, Any]
 _PLUGINS = {"Bullet": ("pybullet_envs_gymnasium", "bullet"), "ALE/": ("ale_py", "atari")}
 # Which extra brings what a registered environment needs, by its entry point.
 _EXTRAS = {"box2d": "box2d", "classic_control": "classic", "mujoco": "mujoco", "ale_py": "atari"}
-STEP_COST_SECONDS = 1.0  # after which an environment counts as slow
-STEP_COST_BUDGET_SECONDS, STEP_COST_STEPS = 0.03, 200  # whichever ends first
 # Where gymnasium registers no threshold for an environment whose score has an agreed line:
 # (mean return, episodes); Pendulum's score varies with its start, so it is averaged over more.
 _LINES = {"Pendulum-v1": (-180.0, 100)}
@@ -176,54 +169,6 @@ def _missing(env: str, extra: str, error: Exception) -> str:
         f"{extra!r}: "
         f'pip install -c constraints.txt -e ".[{extra}]"'
     )
-
-
-def step_cost_us(made: Env, seed: int) -> float:
-    """Median time of an environment's step with random actions, microseconds, in about 30 ms.
-
-    Infinite when reset and three steps take longer than a second, 0 when it cannot be told: the
-    environment fails (its worker will say why), or the system cannot fork. Measured in a forked
-    process, so that an environment that hangs, prints or ends its process does not do so here.
-    """
-    if not hasattr(os, "fork"):
-        return 0.0
-    reader, writer = os.pipe()
-    with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", DeprecationWarning
-        )  # fork beside threads: it is killed soon
-        child = os.fork()
-    if child == 0:
-        try:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            os.dup2(1, 2)
-            os.write(writer, repr(_median_step_us(made, seed)).encode())
-        finally:
-            os._exit(0)
-    os.close(writer)
-    try:
-        heard = bool(select.select([reader], [], [], STEP_COST_SECONDS)[0])
-        said = os.read(reader, 64).decode() if heard else "inf"
-    finally:
-        os.close(reader)
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-    return float(said or 0.0)
-
-
-def _median_step_us(made: Env, seed: int) -> float:
-    made.action_space.seed(seed)
-    made.reset(seed=seed)
-    times: list[float] = []
-    end = time.perf_counter() + STEP_COST_BUDGET_SECONDS
-    while len(times) < 3 or (len(times) < STEP_COST_STEPS and time.perf_counter() < end):
-        action = made.action_space.sample()
-        t0 = time.perf_counter()
-        _, _, terminated, truncated, _ = made.step(action)
-        times.append(time.perf_counter() - t0)
-        if terminated or truncated:
-            made.reset()
-    return 1e6 * float(np.median(times))
 
 
 def describe(env: str, made: Env) -> EnvSpec:

@@ -17,13 +17,14 @@ from dataclasses import replace
 from fdql.board import Board
 from fdql.children import Child
 from fdql.config import Config, ConfigError
-from fdql.envs import describe, make_env, step_cost_us
+from fdql.envs import describe, make_env
 from fdql.machine import allowed_cores, banner, check_memory, resolve
 from fdql.proc.child import EXIT_BAD_VALUE
 from fdql.proc.memory import FINISH, LAST, READER_EVALUATOR, STOP, RunMemory, RunPlan
 from fdql.report import Report, RunResult, conclude
 from fdql.run_folder import RunFolder, run_dir_exists
 from fdql.shm.records import now_ns
+from fdql.step_cost import step_cost_us
 from fdql.stop_request import StopRequest
 from fdql.trace import TraceRecorder
 
