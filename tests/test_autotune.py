@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import pytest
 from fdql.autotune import autotune, given
+from fdql.budget import Account
 from fdql.config import Config, ConfigError, EngineConfig, SacConfig
 from fdql.config_file import load_toml
 from fdql.machine import resolve
@@ -37,9 +38,13 @@ def test_what_counts_as_a_win(challenger, holder, won):
 
 
 def measurement(rate: float, duty: float) -> Measurement:
+    trainer = Account(
+        busy=duty, waiting=1 - duty, core=duty, queued=0, stages={}, waits={}, latencies={},
+        numbers={},
+    )  # fmt: skip
     return Measurement(
-        seconds=1.0, updates=int(rate), env_steps=int(8 * rate), duty=duty, cpu_s={}, ready_s=1.0,
-        stages_us={},
+        seconds=1.0, updates=int(rate), env_steps=int(8 * rate), accounts={"trainer": trainer},
+        supervisor_s=0.0, sentence="", ready_s=1.0,
     )  # fmt: skip
 
 
@@ -73,6 +78,15 @@ def test_two_changes_add_up():
 
     won = searched(rate, duty=0.95)[0]
     assert won == (("engine.learner_threads", 1), ("envs_per_worker", 16))
+
+
+def test_changes_that_win_only_together_are_found():
+    def rate(config: Config, _: int) -> float:
+        second = (config.workers == 2) + (config.engine.learner_threads == 1)
+        return [500, 400, 600][second]
+
+    won = searched(rate, duty=0.5)[0]
+    assert won == (("engine.learner_threads", 1), ("workers", 2))
 
 
 def test_noise_and_drift_change_nothing():
@@ -135,9 +149,7 @@ def test_the_file_holds_what_was_given_and_what_won(tmp_path):
 def test_one_whole_search(own_environments, tmp_path, capsys):
     config = small_config("own_envs:Counting")
     out = tmp_path / "tuned.toml"
-    began = time.monotonic()
     chosen = autotune(config, seconds=10.0, out=out, force=False)
-    print(f"{time.monotonic() - began:.1f} s")
     said = capsys.readouterr().out
     for word in ("environment step", "waking a process", "update", "forward of", "defaults"):
         assert word in said

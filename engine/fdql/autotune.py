@@ -59,20 +59,20 @@ def parts(m: Measurement, step_us: float, wake_us: float) -> Table:
     table = Table(box=None, padding=(0, 2), header_style="dim")
     table.add_column("part")
     table.add_column("median us", justify="right")
-    stages = m.stages_us
     if step_us:
         table.add_row("environment step", f"{step_us:,.1f}")
     table.add_row("waking a process", f"{wake_us:,.1f}")
-    for name, stage in (
-        ("step of one group", "step"),
-        (f"forward of {stages['rows']['p50']:.0f} rows", "infer"),
-        ("storing a chunk", "ingest"),
-        ("sampling a batch", "sample"),
-        ("update", "update"),
-        ("publishing a policy", "publish"),
+    rows = m.accounts["inference"].numbers["rows"].p50
+    for name, role, stage in (
+        ("step of one group", "worker", "step"),
+        (f"forward of {rows:.0f} rows", "inference", "infer"),
+        ("storing a chunk", "loader", "ingest"),
+        ("sampling a batch", "loader", "sample"),
+        ("update", "trainer", "update"),
+        ("publishing a policy", "trainer", "publish"),
     ):
-        if stage in stages:
-            table.add_row(name, f"{stages[stage]['p50']:,.1f}")
+        if stage in m.accounts[role].stages:
+            table.add_row(name, f"{m.accounts[role].stages[stage].p50:,.1f}")
     return table
 
 
@@ -104,7 +104,8 @@ def given(config: Config) -> dict[str, Any]:
         return {k: v for k, v in out.items() if v != {} and v != there.get(k)}
 
     values = different(to_dict(config), to_dict(Config()))
-    values.pop("run_dir", None)  # one run's, not a setting to keep
+    for key in ("run_dir", "trace_seconds"):  # one run's, not settings to keep
+        values.pop(key, None)
     return {"env": config.env} | values
 
 
@@ -173,7 +174,7 @@ def autotune(config: Config, *, seconds: float, out: Path, force: bool) -> Setti
             raise ConfigError(
                 f"seconds = {seconds:g}: too short, {error}; {4 * seconds:g} works"
             ) from None
-        console.print(parts(first, step_us, wake_us()))
+        console.print(parts(first, step_us, wake_us()), first.sentence, sep="\n")
         search.climb(cores)
         chosen = search.judge()
     console.print(outcome(search, chosen), verdict(search, chosen), sep="\n")

@@ -1,5 +1,5 @@
-"""The command line: `fdql train`, `fdql eval`; every setting is a flag, generated from the config's
-types.
+"""The command line: `fdql train` and the other verbs; every setting is a flag, generated from the
+config's types.
 """
 
 from __future__ import annotations

@@ -198,8 +198,13 @@ class Search:
                 going = any(self._challenge(s) for s in self._neighbours(key, cores))
 
     def _neighbours(self, key: str, cores: int) -> Iterator[Setting]:
-        for value in moves(changed(self.config, self.best), key, cores):
-            setting = with_change(self.best, key, value)
+        config, threads = changed(self.config, self.best), "engine.learner_threads"
+        settings = [with_change(self.best, key, value) for value in moves(config, key, cores)]
+        if key == "workers" and threads in self.keys:
+            # Both divide the cores: changes that lose alone may win together.
+            for value in moves(config, threads, cores):
+                settings += [with_change(s, threads, value) for s in list(settings)]
+        for setting in settings:
             if setting not in self.runs and setting not in self.failed:
                 yield setting
 

@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fdql.board import Board
+from fdql.budget import Account, Snapshot, budget
 from fdql.config import Config
-from fdql.core_time import core_time
 from fdql.envs import EnvSpec
 from fdql.machine import allowed_cores, check_memory, resolve
 from fdql.proc.memory import RunPlan
-from fdql.profile import Counter
 from fdql.run_folder import RunFolder
+from fdql.shm.records import now_ns
 from fdql.stop_request import StopRequest
 from fdql.supervisor import Supervisor
 
@@ -35,20 +35,20 @@ class TooSlowError(RuntimeError):
 class Measurement:
     """What a trial did within its window.
 
-    seconds     length of the window
-    duty        share of it that the trainer spent inside updates
-    cpu_s       CPU seconds of each kind of process: worker, inference, trainer, supervisor
-    ready_s     from the trial's start until every process was ready
-    stages_us   the stage table of the whole trial, microseconds
+    seconds       length of the window
+    accounts      time budget of every role over the window, a worker's the mean of the workers'
+    supervisor_s  CPU seconds of the supervisor
+    sentence      what limited the trial
+    ready_s       from the trial's start until every process was ready
     """
 
     seconds: float
     updates: int
     env_steps: int
-    duty: float
-    cpu_s: dict[str, float]
+    accounts: dict[str, Account]
+    supervisor_s: float
+    sentence: str
     ready_s: float
-    stages_us: dict[str, dict[str, float]]
 
     @property
     def updates_per_s(self) -> float:
@@ -60,16 +60,20 @@ class Measurement:
         """Environment steps stored per second of the window."""
         return self.env_steps / self.seconds
 
+    @property
+    def duty(self) -> float:
+        """Share of the window that the trainer was busy."""
+        return self.accounts["trainer"].busy
+
 
 @dataclass(frozen=True, slots=True)
 class _Reading:
     """Counters and clocks at one moment."""
 
-    at_s: float
+    snapshot: Snapshot
     updates: int
     env_steps: int
-    update_ns: int
-    cpu_s: dict[str, float]
+    supervisor_s: float
 
 
 class TimedRun(Supervisor):
@@ -116,38 +120,31 @@ class TimedRun(Supervisor):
         return 1 if governor.free else governor.due(config.explore.warmup_steps)
 
     def _look_at_the_window(self, first: _Reading, ready: float) -> None:
-        seconds = time.monotonic() - first.at_s
+        seconds = now_ns() / 1e9 - first.snapshot.seconds
         enough = self.report.updates - first.updates >= ENOUGH_UPDATES
         if seconds < self.window_s or (not enough and seconds < LONGEST * self.window_s):
             return
         last = self._read()
-        seconds = last.at_s - first.at_s
         if last.updates == first.updates:
             self._end("too_slow", None)
             return
+        window = last.snapshot.since(first.snapshot)
+        accounts = budget(window.by_role(), self.report.ledger.processes)
         self.measured = Measurement(
-            seconds=seconds,
+            seconds=window.seconds,
             updates=last.updates - first.updates,
             env_steps=last.env_steps - first.env_steps,
-            duty=min(1.0, (last.update_ns - first.update_ns) / (1e9 * seconds)),
-            cpu_s={k: last.cpu_s[k] - first.cpu_s.get(k, 0.0) for k in last.cpu_s},
+            accounts=accounts,
+            supervisor_s=last.supervisor_s - first.supervisor_s,
+            sentence=self.report.limit(accounts).sentence,
             ready_s=ready - self._began,
-            stages_us=self.report.stages(),
         )
         self._end("measured", None)
 
     def _read(self) -> _Reading:
-        cpu_s: dict[str, float] = {}
-        for role, child in self.children.items():
-            kind = role.partition(" ")[0]
-            main, others = core_time(child.process.pid)
-            cpu_s[kind] = cpu_s.get(kind, 0.0) + main[0] + others[0]
-        cpu_s["supervisor"] = time.process_time()
         report = self.report
-        return _Reading(
-            time.monotonic(), report.updates, report.env_steps,
-            report.trainer.get(Counter.UPDATE_NS), cpu_s,
-        )  # fmt: skip
+        snapshot = Snapshot.take(report.ledger.records, report.ledger.pids)
+        return _Reading(snapshot, report.updates, report.env_steps, time.process_time())
 
 
 def timed_run(
@@ -166,6 +163,7 @@ def timed_run(
             run_dir=str(Path(parent) / "run"),
             total_timesteps=ENDLESS,
             stop_at_return="never",
+            trace_seconds=None,
             explore=replace(config.explore, warmup_steps=warmup),
         )
         config, _ = check_memory(resolve(config, cores=cores), env)
