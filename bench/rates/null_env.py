@@ -7,6 +7,7 @@ step): row i of its lane must be (number, i // (LENGTH + 1), i % (LENGTH + 1)), 
 from __future__ import annotations
 
 import itertools
+import time
 from typing import Any
 
 import gymnasium as gym
@@ -36,3 +37,11 @@ class Null(gym.Env[Obs, Any]):
         at = int(self.where[2])
         over, by_time = at == LENGTH, self.where[1] % 2 == 1
         return self.where, float(at), bool(over and not by_time), bool(over and by_time), {}
+
+
+class Sleeping(Null):
+    """Waits 5 ms in every step, as for a simulator elsewhere: what remains is the engine's cost."""
+
+    def step(self, action: Any) -> tuple[Obs, float, bool, bool, dict[str, Any]]:
+        time.sleep(0.005)
+        return super().step(action)

@@ -1,22 +1,23 @@
-"""The command line: `fdql train`, `fdql eval`; every setting is a flag, generated from the config's
-types.
+"""The command line: `fdql train` and the other verbs; every setting is a flag, generated from the
+config's types.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 from fdql.config import Config, ConfigError
 from fdql.config_file import load_toml
 
-VERBS = ("train", "eval", "trace")
+VERBS = ("train", "eval", "trace", "autotune")
 USAGE = """usage: fdql [train] [--env ID] [--seed N] [...]   train; all settings: fdql train --help
        fdql eval RUN [--episodes N] [...]         play greedy episodes with a trained policy
        fdql trace [--seconds N] [--env ID] [...]  train just long enough to record a timeline
+       fdql autotune [--env ID] [--out FILE]      find the engine settings that are faster here
 
 python main.py is the same command. An environment is a Gymnasium id (CartPole-v1) or
 module:factory.
@@ -43,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return 2
     try:
-        return {"train": _train, "eval": _eval, "trace": _trace}[verb](words)
+        return {"train": _train, "eval": _eval, "trace": _trace, "autotune": _autotune}[verb](words)
     except ConfigError as error:
         print(f"fdql: {error}", file=sys.stderr)
         return 2
@@ -94,7 +95,7 @@ def _parse(words: list[str], default: Config, verb: str, description: str) -> Co
     flag = tyro.conf.arg(name="trace", metavar="SECONDS")
     Config.__annotations__["trace_seconds"] = Annotated[float | None, flag]
     return tyro.cli(
-        Config, args=words, default=default, prog=f"fdql {verb}",
+        type(default), args=words, default=default, prog=f"fdql {verb}",
         description=f"{description} --config FILE reads settings from TOML; flags beat the file.",
     )  # fmt: skip
 
@@ -150,6 +151,32 @@ def _eval(words: list[str]) -> int:
         f"(min {result.returns.min():.1f}, max {result.returns.max():.1f}, "
         f"mean length {result.lengths.mean():.0f})"
     )
+    return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutotuneArguments(Config):
+    """Settings of the runs to tune: one that you give is kept, the others may be changed."""
+
+    seconds: float = 60.0
+    """Time to spend, seconds."""
+    out: Path = Path("tuned.toml")
+    """File for the result, read by fdql train --config."""
+    force: bool = False
+    """Overwrite that file."""
+
+
+def _autotune(words: list[str]) -> int:
+    given = _take_config_file(words)
+    names = [f.name for f in fields(Config)]
+    default = AutotuneArguments(**{n: getattr(given, n) for n in names})
+    about = "Find the engine settings that are faster here, in short real runs."
+    arguments = _parse(words, default, "autotune", about)
+    assert isinstance(arguments, AutotuneArguments)
+    from fdql.autotune import autotune
+
+    config = Config(**{n: getattr(arguments, n) for n in names})
+    autotune(config, seconds=arguments.seconds, out=arguments.out, force=arguments.force)
     return 0
 
 
