@@ -21,9 +21,10 @@ from rich.table import Table
 from fdql import __version__
 from fdql.config import Config, ConfigError
 from fdql.config_file import to_dict
-from fdql.envs import describe, make_env, step_cost_us
+from fdql.envs import describe, make_env
 from fdql.machine import allowed_cores, resolve
 from fdql.search import Search, Setting, changed, gain, open_keys, shown
+from fdql.step_cost import step_cost_us
 from fdql.stop_request import StopRequest
 from fdql.trial import Measurement, TooSlowError, timed_run
 
