@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb = words.pop(0) if words and not words[0].startswith("-") else "train"
     if verb not in VERBS:
         print(
-            f"fdql: there is no verb {verb!r}; {' and '.join(VERBS)} are\n\n{USAGE}",
+            f"fdql: there is no verb {verb!r}; {', '.join(VERBS)} are\n\n{USAGE}",
             file=sys.stderr,
             end="",
         )
