@@ -79,7 +79,9 @@ def test_resolve_fills_what_the_machine_decides():
     # 1 ms a step: 8 steps an update take 1.2 * 8 * 1015 us, an update 0.6 * 2500 us: 6.5 workers
     config = resolve(Config(), cores=16, step_us=1000)
     filled = config.workers, config.envs_per_worker, config.learner, config.device
-    assert filled == (7, 8, "compiled", "cpu")
+    assert filled == (7, 2, "compiled", "cpu")  # one environment in each of two groups
+    assert resolve(Config(workers=1), cores=2).envs_per_worker == 8
+    assert resolve(Config(workers=2), cores=2).envs_per_worker == 4
     assert resolve(Config(device="cuda"), cores=2).learner == "torch"
     assert resolve(Config(ratio="free"), cores=8).workers == 6  # nothing holds them back
     serial = resolve(Config(serial=True, workers=4), cores=8)

@@ -371,7 +371,7 @@ class Config:
     time.
     """
     envs_per_worker: int | None = None
-    """Environments in each worker; None: 8."""
+    """Environments in each worker; None: 8 shared by the workers, one per group at least."""
     ratio: float | Literal["free"] = 32.0
     """Samples drawn per environment step inserted, held from both sides; free: unthrottled."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -23,6 +23,7 @@ WORKERS_PER_CORE = 16  # more only take turns; the rule is there to catch typing
 # Times on one core of about 3.5 GHz: an update of the default networks; what a step costs in the
 # worker's loop and in inference. They only divide the cores.
 UPDATE_US = 2500.0
+ENVIRONMENTS = 8  # of a run, by default: what the learner's settings were chosen with
 LOOP_US = 15.0
 
 
@@ -74,9 +75,9 @@ def resolve(config: Config, *, cores: int, step_us: float = 0.0) -> Config:
         )
     if config.serial:
         workers, threads = 1, min(2, cores)  # in lockstep, the cores are the learner's
-    envs = (
-        config.envs_per_worker if config.envs_per_worker is not None else 4 * config.engine.groups
-    )
+    envs = config.envs_per_worker
+    if envs is None:  # the recipe's number of environments, shared out
+        envs = engine.groups * max(1, round(ENVIRONMENTS / workers / engine.groups))
     learner = config.learner
     if learner == "auto":
         learner = "torch" if config.device == "cuda" else "compiled"
