@@ -32,6 +32,7 @@ LEAST_S = 10.0  # of the whole: two trials of the defaults and one of something 
 WINDOWS = 40  # of the whole, one trial's window; starting a trial takes about as long again
 SHORTEST_S, LONGEST_S = 0.5, 5.0  # of a window
 WARM_UPS = 4  # of the whole, the longest warm-up
+TABLE_COLUMNS = 100  # of the table of trials, also where the terminal is narrower
 ROUND_TRIPS = 300  # whose median is the cost of waking a process
 _ECHO = "import os\nwhile os.read(0, 1): os.write(1, b'x')"
 
@@ -82,7 +83,7 @@ def outcome(search: Search, chosen: Setting) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("setting", no_wrap=True)
     for head in ("runs", "updates/s", "from", "to", "steps/s", "busy"):
-        table.add_column(head, justify="right")
+        table.add_column(head, justify="right", no_wrap=True)
     for setting, runs in search.runs.items():
         measured = search.measured[setting]
         table.add_row(
@@ -178,7 +179,8 @@ def autotune(config: Config, *, seconds: float, out: Path, force: bool) -> Setti
         console.print(parts(first, step_us, wake_us()), first.sentence, sep="\n")
         search.climb(cores)
         chosen = search.judge()
-    console.print(outcome(search, chosen), verdict(search, chosen), sep="\n")
+    Console(highlight=False, width=TABLE_COLUMNS).print(outcome(search, chosen))
+    console.print(verdict(search, chosen))
     write(out, config, search, chosen, force)
     console.print(f"fdql train --config {out}  uses it")
     return chosen
