@@ -20,10 +20,10 @@ from fdql.replay.size import default_capacity, nbytes_for, row_nbytes
 
 USABLE = 0.8  # share of the available memory that the replay may take
 WORKERS_PER_CORE = 16  # more only take turns; the rule is there to catch typing errors
+ENVIRONMENTS = 8  # of a run, by default: what the learner's settings were chosen with
 # Times on one core of about 3.5 GHz: an update of the default networks; what a step costs in the
 # worker's loop and in inference. They only divide the cores.
 UPDATE_US = 2500.0
-ENVIRONMENTS = 8  # of a run, by default: what the learner's settings were chosen with
 LOOP_US = 15.0
 
 

@@ -34,7 +34,7 @@ def train_serial(plan: RunPlan, folder: RunFolder, board: Board, stop: StopReque
     report = Report(plan, memory, folder, board)
     exit_reason, problem = "crash", None
     try:
-        # One thread: lockstep has nothing to overlap, and more would change the order of sums.
+        # BLAS has one thread: more would change the order of sums. The learner's two do not.
         with threadpool_limits(1):
             exit_reason = _lockstep(plan, memory, report, stop)
     except BadValueError as error:
