@@ -23,6 +23,7 @@ from fdql.config import Config
 from fdql.proc.memory import BELL_TRAINER, RECORD_TRAINER
 from fdql.profile import Counter
 from fdql.shm.ring import FLAG_INCARNATION
+from fdql.trial import ENDLESS
 from partner import report
 from peers.runs import ROOT
 from rates import NULL
@@ -42,12 +43,12 @@ def null_env_for_children(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def succeed(folder: Path) -> float:
     """Seconds from SIGKILL of a worker at full speed to the first chunk of its successor."""
-    plan = plan_of(Config(env=NULL, ratio="free", workers=1), str(folder))
+    plan = plan_of(Config(env=NULL, ratio="free", workers=1, total_timesteps=ENDLESS), str(folder))
     with Processes(plan) as processes:
         memory = processes.memory
         drain, bell = Drain(memory), memory.bell(BELL_TRAINER)
         memory.weights_writer().publish(random_policy(plan), 1)
-        memory.record(RECORD_TRAINER).set(Counter.ALLOWED, 1 << 62)
+        memory.record(RECORD_TRAINER).set(Counter.ALLOWED, ENDLESS)
 
         def take() -> None:
             if not drain.take():

@@ -14,6 +14,7 @@ from fdql.config import Config
 from fdql.proc.memory import BELL_TRAINER, RECORD_INFERENCE, RECORD_TRAINER, RunPlan
 from fdql.profile import Counter
 from fdql.sac.nets import actor_shapes, critic_shapes, initialise, policy_shapes, size_of, views
+from fdql.trial import ENDLESS
 
 from rates.drain import Drain
 from rates.processes import Processes, plan_of
@@ -47,7 +48,10 @@ def act(
     drain: type[Drain] = Drain,
 ) -> Reading:  # fmt: skip
     """Environment steps/s over `seconds`; facts, stages, and every fault of the drained rows."""
-    config = Config(env=env, ratio="free", workers=workers, envs_per_worker=envs_per_worker)
+    config = Config(
+        env=env, ratio="free", workers=workers, envs_per_worker=envs_per_worker,
+        total_timesteps=ENDLESS,
+    )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         plan = plan_of(config, folder)
         with Processes(plan) as processes:
@@ -58,7 +62,7 @@ def _act(plan: RunPlan, processes: Processes, seconds: float, make_drain: type[D
     memory = processes.memory
     drain, bell = make_drain(memory), memory.bell(BELL_TRAINER)
     memory.weights_writer().publish(random_policy(plan), 1)
-    memory.record(RECORD_TRAINER).set(Counter.ALLOWED, 1 << 62)
+    memory.record(RECORD_TRAINER).set(Counter.ALLOWED, plan.config.total_timesteps)
 
     def take() -> None:
         if not drain.take():

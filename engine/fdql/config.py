@@ -361,7 +361,7 @@ class Config:
     seed: int = 0
     """Seed of everything: networks, environments, exploration, replay."""
     total_timesteps: int = 1_000_000
-    """Environment steps at most."""
+    """Environment steps at most, rounded up to a whole group of environments."""
     stop_at_return: float | Literal["auto", "never"] = "auto"
     """Stop at the first evaluation with this mean; auto: the environment's registered threshold."""
     serial: bool = False

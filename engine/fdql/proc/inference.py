@@ -101,9 +101,14 @@ class InferenceServer:
                 self.issued[w] = record.get(Counter.STEPS)
 
     def serve(self, n_ready: int) -> None:
-        """Answer the first `n_ready` slots of self.ready: one forward pass, one reply round."""
+        """Answer the first `n_ready` slots of self.ready: one forward pass, one reply round.
+
+        Fewer at the end of the run: whoever would step beyond its total is left waiting.
+        """
         t0 = now_ns()
         record = self.record
+        left = self.plan.config.total_timesteps - int(self.issued.sum())
+        n_ready = min(n_ready, -(-left // self.plan.envs_per_group))
         record.observe(Stage.INFER_DWELL, max(0, t0 - self.slots.oldest_ns))
         self.refresh()
         ready = self.ready[:n_ready]
