@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fdql.config import ConfigError
+from fdql.shm.chunk import RowShape
 
 Env = gym.Env[Any, Any]
 
@@ -47,6 +48,10 @@ class EnvSpec:
     low, high         bounds of a continuous action, flattened
     return_threshold  mean return at which the environment counts as solved, None when nobody says
     eval_episodes     episodes that such a mean is taken over
+    image             (channels, height, width) of an observation that is an image, else None:
+                      obs_dim counts its numbers, which are stored as uint8, channel by channel
+    stack             newest images that the network sees at once
+    atari             training sees the sign of a reward, and a lost life as the episode's end
     """
 
     env: str
@@ -60,6 +65,20 @@ class EnvSpec:
     high: tuple[float, ...]
     return_threshold: float | None
     eval_episodes: int
+    image: tuple[int, int, int] | None = None
+    stack: int = 1
+    atari: bool = False
+
+    @property
+    def rows(self) -> RowShape:
+        """What one step of it leaves in a chunk and in the replay."""
+        return RowShape(
+            obs_dim=self.obs_dim,
+            action_dim=self.action_dim,
+            discrete=self.discrete,
+            pixels=self.image is not None,
+            stack=self.stack,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dict for JSON."""

@@ -55,6 +55,38 @@ def action_words(discrete: bool, action_dim: int) -> int:
     return 1 if discrete else action_dim
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RowShape:
+    """What one step leaves in a chunk and in the replay.
+
+    obs_dim     numbers of one stored observation; of one frame when frames are stacked
+    action_dim  number of actions when discrete, components of the action otherwise
+    pixels      observations are uint8 and seen by a convolution, else float32
+    stack       newest rows of an episode that one observation of the network is made of
+    """
+
+    obs_dim: int
+    action_dim: int
+    discrete: bool
+    pixels: bool = False
+    stack: int = 1
+
+    @property
+    def obs_dtype(self) -> type[np.uint8] | type[np.float32]:
+        """Of a stored observation's numbers."""
+        return np.uint8 if self.pixels else np.float32
+
+    @property
+    def obs_nbytes(self) -> int:
+        """Bytes of one stored observation."""
+        return self.obs_dim * np.dtype(self.obs_dtype).itemsize
+
+    @property
+    def action_words(self) -> int:
+        """32-bit words that one action takes: 1 when discrete, one per component otherwise."""
+        return 1 if self.discrete else self.action_dim
+
+
 def chunk_id(worker: int, seq: int) -> int:
     """A chunk, unlike any other of the run: its worker, and its number in that worker's ring."""
     return worker << 48 | seq
