@@ -107,11 +107,11 @@ class NaiveLearner:
         for n in names:
             g = gradient[n] * min(1.0, self.c.gradient_clip / (norm + 1e-6))
             if n.split(".")[1][0] == "w":
-                self.p[n] *= 1 - self.c.learning_rate * self.c.weight_decay
+                self.p[n] *= 1 - self.c.step_size * self.c.weight_decay
             self.first[n] = 0.9 * self.first[n] + 0.1 * g
             self.second[n] = 0.999 * self.second[n] + 0.001 * g**2
             mean, var = self.first[n] / (1 - 0.9**step), self.second[n] / (1 - 0.999**step)
-            self.p[n] -= self.c.learning_rate * mean / (np.sqrt(var) + 1e-8)
+            self.p[n] -= self.c.step_size * mean / (np.sqrt(var) + 1e-8)
         return gradient
 
     def root(self, q):
@@ -124,6 +124,11 @@ class NaiveLearner:
                 low = mid
         return (low + high) / 2
 
+    def pessimistic(self, q):
+        """The critics' minimum at pessimism 1, their mean at 0."""
+        w = self.c.pessimism
+        return w * q.min(0) + (1 - w) * q.mean(0)
+
     def update(self, obs, action, reward, discount, next_obs, mean, scale, reward_scale, draw):
         """draw() gives the next standard normal (B, A); returns the new priorities (B,)."""
         c, k, temperature = self.c, self.updates, math.exp(self.ln_temperature)
@@ -132,14 +137,14 @@ class NaiveLearner:
         if self.discrete:
             online = self.q(self.logits(self.p, nx)).mean(0)
             pi = softmax(online / temperature)
-            v = (pi * self.q(self.logits(self.target, nx)).min(0)).sum(1)
+            v = (pi * self.pessimistic(self.q(self.logits(self.target, nx)))).sum(1)
             if k % 10 == 0:
                 weight = 1.0 if k <= 50 else 0.1
                 self.ln_temperature += weight * (self.root(online) - self.ln_temperature)
         else:
             m, ln_std = self.actor(self.p, nx)
             next_action = np.tanh(m + np.exp(ln_std) * draw())
-            v = self.q(self.logits(self.target, np.hstack([nx, next_action]))).min(0)
+            v = self.pessimistic(self.q(self.logits(self.target, np.hstack([nx, next_action]))))
         y = np.clip(reward / float(reward_scale[0]) + discount * v, -c.v_max, c.v_max)
         p = hl_gauss(y, c.bins, c.v_max, c.sigma_bins)
         if self.discrete:

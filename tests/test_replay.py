@@ -153,16 +153,24 @@ def test_refused_chunks_change_nothing():
     assert not memory.rows.table.any()
 
 
-def test_the_reward_scale_is_looked_at_now_and_then():
+def test_the_reward_scale_is_looked_at_often_at_first_then_now_and_then():
     memory = make(capacity=8192, n_lanes=1)
     memory.ingest(chunk_of([(0, Row((0, 0, 0), reward=10.0))]), 1, 0, lanes_of_worker=1)
     assert memory.reward_scale == 2.0  # at the first step: one sum of 10, 10 / 5
-    quiet = chunk_of([(0, Row((0, 0, 0), reward=100.0))] * 100)
-    for _ in range(9):
-        memory.ingest(quiet, 100, 0, lanes_of_worker=1)
-    assert memory.reward_scale == 2.0  # 901 steps
-    memory.ingest(quiet, 100, 0, lanes_of_worker=1)
-    assert memory.reward_scale == pytest.approx(1000 / 5, rel=0.01)  # 1001: sums near 100 / .1
+    many = chunk_of([(0, Row((0, 0, 0), reward=100.0))] * 100)
+    for _ in range(10):
+        memory.ingest(many, 100, 0, lanes_of_worker=1)
+    # A warm-up's updates come when it ends: the scale is that of nearly all of it by then.
+    assert memory.reward_scale == pytest.approx(1000 / 5, rel=0.01)  # sums near 100 / .1
+    assert 1001 < memory.rescale_at <= 1001 * 9 / 8
+    more = chunk_of([(0, Row((0, 0, 0), reward=200.0))] * 100)
+    for _ in range(100):
+        memory.ingest(many, 100, 0, lanes_of_worker=1)
+    looks = set()
+    for _ in range(20):
+        memory.ingest(more, 100, 0, lanes_of_worker=1)
+        looks.add(memory.rescale_at)
+    assert len(looks) <= 3  # at most one look every 1000 steps
 
 
 def test_a_successor_starts_new_episodes():

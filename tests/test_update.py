@@ -13,14 +13,15 @@ from learners import batch, both_actions, every_learner, named, scattered, tiny
 from oracle_sac import NaiveLearner
 
 
+@pytest.mark.parametrize("pessimism", [1.0, 0.3])
 @every_learner
 @both_actions
-def test_three_updates_follow_the_naive_twin(make, discrete):
+def test_three_updates_follow_the_naive_twin(make, discrete, pessimism):
     """Losses, gradients (central differences), AdamW, temperature, target average, priorities.
 
     Covers policy delay 2: the actor moves at updates 0 and 2. float32 against float64.
     """
-    spec, config = tiny(discrete)
+    spec, config = tiny(discrete, pessimism=pessimism)
     learner = scattered(make, spec, config, seed=4)
     naive = NaiveLearner(
         named(learner, learner.params),

@@ -30,7 +30,8 @@ def plan_of(config: Config, run_dir: str) -> RunPlan:
         env, step_us = describe(config.env, probe), step_cost_us(probe, config.seed)
     finally:
         probe.close()
-    config = resolve(config, cores=allowed_cores(), step_us=step_us)
+    pixels = env.image is not None
+    config = resolve(config, cores=allowed_cores(), step_us=step_us, pixels=pixels)
     config, _ = check_memory(config, env)
     return RunPlan(config=config, env=env, run_dir=run_dir)
 

@@ -40,7 +40,7 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
 
 def warm_rows(rows: list[dict[str, Any]], config: Config) -> list[dict[str, Any]]:
     """Those after the warm-up's updates are made; its stored steps wait for them."""
-    paid = config.explore.warmup_steps * float(config.ratio) / config.sac.batch_size
+    paid = config.explore.warmup_steps * float(config.samples_per_insert) / config.sac.batch_size
     return [r for r in rows if r["train/n_updates"] > paid]
 
 
@@ -85,13 +85,13 @@ def reading(rows: list[dict[str, Any]], summary: dict[str, Any], config: Config)
     )
     wrong = []
     ratio = updates * config.sac.batch_size / steps if steps else math.inf
-    paid = steps * float(config.ratio) / config.sac.batch_size  # updates
+    paid = steps * float(config.samples_per_insert) / config.sac.batch_size  # updates
     slack = RATIO_TOLERANCE * paid + config.engine.ahead_updates
-    slack += IN_FLIGHT_STEPS * float(config.ratio) / config.sac.batch_size
+    slack += IN_FLIGHT_STEPS * float(config.samples_per_insert) / config.sac.batch_size
     if abs(updates - paid) > slack:
         wrong.append(
             f"{updates} updates for {steps} steps: {ratio:.2f} samples per insert, target "
-            f"{config.ratio}"
+            f"{config.samples_per_insert}"
         )
     committed, in_flight = summary["steps_committed"], summary["steps_in_flight"]
     if in_flight < 0 or committed != summary["env_steps"] + in_flight:

@@ -126,7 +126,7 @@ def check(config: Config, seconds: float, out: Path, force: bool) -> None:
         raise ConfigError(f"seconds = {seconds:g}: must be in {LEAST_S:g}..86400; 60.0 works")
     if config.serial:
         raise ConfigError("serial = True: a lockstep run has nothing to tune; False works")
-    if config.ratio == "free":
+    if config.samples_per_insert == "free":
         raise ConfigError(
             "ratio = 'free': updates and steps that are not tied to each other have no one speed "
             "to tune for; 32.0 works"
@@ -157,7 +157,7 @@ def autotune(config: Config, *, seconds: float, out: Path, force: bool) -> Setti
         env, step_us = describe(config.env, probe), step_cost_us(probe, config.seed)
     finally:
         probe.close()
-    resolved = resolve(config, cores=cores, step_us=step_us)
+    resolved = resolve(config, cores=cores, step_us=step_us, pixels=env.image is not None)
     window = min(LONGEST_S, max(SHORTEST_S, seconds / WINDOWS))
     console.print(
         f"{config.env} on {cores} core(s): {resolved.workers} worker(s) of "

@@ -45,8 +45,8 @@ class SacConfig:
     """Units of each hidden layer of the critics."""
     actor_width: int = 128
     """Units of each hidden layer of the actor (continuous actions only)."""
-    learning_rate: float = 1e-3
-    """AdamW step size of critics and actor."""
+    learning_rate: float | None = None
+    """AdamW step size of every network; None: 1e-3, for images 5e-4."""
     temperature_learning_rate: float = 1e-3
     """Adam step size of ln(temperature), continuous actions; discrete ones solve for it exactly."""
     weight_decay: float = 1e-4
@@ -67,8 +67,15 @@ class SacConfig:
     """Continuous target entropy: that of a normal action with this deviation, per dimension."""
     target_epsilon: float = 0.10
     """Discrete target entropy: that of an epsilon-greedy policy with this epsilon."""
+    pessimism: float = 1.0
+    """Value of two target critics: their minimum at 1, their mean at 0."""
     policy_delay: int = 2
     """The actor is updated at every policy_delay-th update of the critics."""
+
+    @property
+    def step_size(self) -> float:
+        """The learning rate, 1e-3 where none is given."""
+        return 1e-3 if self.learning_rate is None else self.learning_rate
 
     def __post_init__(self) -> None:
         _require(0 <= self.discount < 1, "sac.discount", self.discount, "must be in [0, 1)", 0.99)
@@ -79,12 +86,22 @@ class SacConfig:
             "must be in (0, 1]",
             0.05,
         )
+        _require(
+            0 <= self.pessimism <= 1, "sac.pessimism", self.pessimism, "must be in [0, 1]", 1.0
+        )
         _require(self.batch_size >= 1, "sac.batch_size", self.batch_size, "must be at least 1", 256)
         for key in ("critic_width", "actor_width"):
             value = getattr(self, key)
             _require(8 <= value <= 4096, f"sac.{key}", value, "must be in 8..4096", 128)
+        if self.learning_rate is not None:
+            _require(
+                0 < self.learning_rate < math.inf,
+                "sac.learning_rate",
+                self.learning_rate,
+                "must be positive and finite",
+                1e-3,
+            )
         for key in (
-            "learning_rate",
             "temperature_learning_rate",
             "gradient_clip",
             "v_max",
@@ -371,9 +388,13 @@ class Config:
     time.
     """
     envs_per_worker: int | None = None
-    """Environments in each worker; None: 8 shared by the workers, one per group at least."""
-    ratio: float | Literal["free"] = 32.0
-    """Samples drawn per environment step inserted, held from both sides; free: unthrottled."""
+    """Environments in each worker; None: 8 (images: 16) shared by the workers, one per group at
+    least.
+    """
+    ratio: float | Literal["free"] | None = None
+    """Samples drawn per environment step inserted, held from both sides; free: unthrottled; None:
+    32, for images 8.
+    """
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the learner runs; auto: the CPU."""
     learner: Literal["auto", "compiled", "torch"] = "auto"
@@ -388,6 +409,11 @@ class Config:
     engine: EngineConfig = field(default_factory=EngineConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
 
+    @property
+    def samples_per_insert(self) -> float | Literal["free"]:
+        """The ratio, 32 where none is given."""
+        return 32.0 if self.ratio is None else self.ratio
+
     def __post_init__(self) -> None:
         _require(bool(self.env.strip()), "env", self.env, "must name an environment", "CartPole-v1")
         _require(0 <= self.seed < 2**63, "seed", self.seed, "must be in 0..2**63-1", 0)
@@ -398,7 +424,7 @@ class Config:
             "must be at least 1",
             1_000_000,
         )
-        if self.ratio != "free":
+        if self.ratio is not None and self.ratio != "free":
             _require(
                 isinstance(self.ratio, float | int) and 0 < self.ratio <= 4096,
                 "ratio",

@@ -21,9 +21,11 @@ from fdql.replay.size import default_capacity, nbytes_for, row_nbytes
 USABLE = 0.8  # share of the available memory that the replay may take
 WORKERS_PER_CORE = 16  # more only take turns; the rule is there to catch typing errors
 ENVIRONMENTS = 8  # of a run, by default: what the learner's settings were chosen with
+IMAGE_ENVIRONMENTS, IMAGE_RATIO, IMAGE_LEARNING_RATE = 16, 8.0, 5e-4
 # Times on one core of about 3.5 GHz: an update of the default networks; what a step costs in the
 # worker's loop and in inference. They only divide the cores.
 UPDATE_US = 2500.0
+IMAGE_UPDATE_US = 150_000.0
 LOOP_US = 15.0
 
 
@@ -56,16 +58,21 @@ def division(steps_us: float, update_us: float, cores: int) -> tuple[int, int]:
     return min(max(1, needed), cores - 2), 2
 
 
-def resolve(config: Config, *, cores: int, step_us: float = 0.0) -> Config:
-    """Fill what is derived from the machine and from the environment's step, `step_us` on one core.
+def resolve(config: Config, *, cores: int, step_us: float = 0.0, pixels: bool = False) -> Config:
+    """Fill what is derived from the machine and the environment: `step_us` of a step on one core,
+    images or not.
 
     Raises ConfigError where the machine does not allow a value.
     """
+    if pixels:
+        config = _for_images(config)
     limit = WORKERS_PER_CORE * cores
     sac, engine = config.sac, config.engine
     update_us = UPDATE_US * (sac.critic_width / 128) ** 2 * sac.batch_size / 256
-    free = config.ratio == "free"
-    steps = math.inf if free else sac.batch_size / float(config.ratio)
+    if pixels:
+        update_us = IMAGE_UPDATE_US * sac.batch_size / 256
+    ratio = config.samples_per_insert
+    steps = math.inf if ratio == "free" else sac.batch_size / float(ratio)
     derived, threads = division(steps * (step_us + LOOP_US), update_us, cores)
     workers = config.workers if config.workers is not None else derived
     if workers > limit:
@@ -77,16 +84,29 @@ def resolve(config: Config, *, cores: int, step_us: float = 0.0) -> Config:
         workers, threads = 1, min(2, cores)  # in lockstep, the cores are the learner's
     envs = config.envs_per_worker
     if envs is None:  # the recipe's number of environments, shared out
-        envs = engine.groups * max(1, round(ENVIRONMENTS / workers / engine.groups))
+        recipe = IMAGE_ENVIRONMENTS if pixels else ENVIRONMENTS
+        envs = engine.groups * max(1, round(recipe / workers / engine.groups))
     learner = config.learner
     if learner == "auto":
-        learner = "torch" if config.device == "cuda" else "compiled"
+        learner = "torch" if config.device == "cuda" or pixels else "compiled"
+    elif learner == "compiled" and pixels:
+        raise ConfigError(
+            f"learner = 'compiled': {config.env!r} has images, which need convolutions; "
+            "learner = 'torch' works, and 'auto' chooses it"
+        )
     device: Literal["cpu", "cuda"] = "cuda" if config.device == "cuda" else "cpu"
     if engine.learner_threads is None:
         engine = replace(engine, learner_threads=threads)
     return replace(
         config, workers=workers, envs_per_worker=envs, learner=learner, device=device, engine=engine
     )
+
+
+def _for_images(config: Config) -> Config:
+    """The numbers that images need otherwise, where none are given (docs/adr/0012)."""
+    ratio = IMAGE_RATIO if config.ratio is None else config.ratio
+    rate = config.sac.learning_rate or IMAGE_LEARNING_RATE
+    return replace(config, ratio=ratio, sac=replace(config.sac, learning_rate=rate))
 
 
 def available_memory() -> int:
@@ -138,7 +158,11 @@ def banner(plan: RunPlan, cores: int, replay: int, step_us: float) -> list[str]:
         + f"; {plan.lanes} environments; {config.learner} learner"
         + (f", {config.engine.learner_threads} thread(s)" if config.learner == "compiled" else ""),
         f"replay {config.replay.capacity:,} transitions, at most {replay / 2**20:,.0f} MiB; "
-        + ("unthrottled" if config.ratio == "free" else f"{config.ratio:g} samples per insert"),
+        + (
+            "unthrottled"
+            if config.samples_per_insert == "free"
+            else f"{config.samples_per_insert:g} samples per insert"
+        ),
         f"writing {plan.run_dir}",
     ]
     return lines

@@ -51,7 +51,7 @@ def train(config: Config, *, quiet: bool = False, until_traced: bool = False) ->
         step_us = 0.0 if config.serial else step_cost_us(probe, config.seed)
     finally:
         probe.close()
-    config = resolve(config, cores=cores, step_us=step_us)
+    config = resolve(config, cores=cores, step_us=step_us, pixels=env.image is not None)
     config, replay_bytes = check_memory(config, env)
     with StopRequest() as stop:  # from here on Ctrl-C ends in order: there is a folder to clear up
         folder = RunFolder(config)

@@ -166,7 +166,7 @@ def timed_run(
             trace_seconds=None,
             explore=replace(config.explore, warmup_steps=warmup),
         )
-        config, _ = check_memory(resolve(config, cores=cores), env)
+        config, _ = check_memory(resolve(config, cores=cores, pixels=env.image is not None), env)
         folder = RunFolder(config)
         plan = RunPlan(config=config, env=env, run_dir=str(folder.path))
         run = TimedRun(plan, folder, stop, cores, window_s, limit_s)

@@ -22,8 +22,9 @@ class Governor:
     """
 
     def __init__(self, config: Config) -> None:
-        self.free = config.ratio == "free"
-        self.target = None if config.ratio == "free" else float(config.ratio)
+        ratio = config.samples_per_insert
+        self.free = ratio == "free"
+        self.target = None if ratio == "free" else float(ratio)
         self._steps_per_update = 0.0 if self.target is None else config.sac.batch_size / self.target
         self._batch = config.sac.batch_size
         self._warmup = min(config.explore.warmup_steps, config.total_timesteps)

@@ -50,10 +50,9 @@ class InferenceServer:
         groups, n = plan.config.engine.groups, plan.envs_per_group
         slots = groups * plan.workers
         self.ready = np.zeros(slots, dtype=np.int32)
-        stride = self.slots.obs.nbytes // (slots * n) // 4
-        self.obs = np.frombuffer(self.slots.obs, dtype=np.float32).reshape(slots * n, stride)[
-            :, : plan.env.obs_dim
-        ]
+        shape = plan.env.rows
+        obs = np.frombuffer(self.slots.obs, dtype=shape.obs_dtype).reshape(slots * n, -1)
+        self.obs = obs[:, : shape.stack * shape.obs_dim]
         raw = np.frombuffer(self.slots.actions, dtype=np.uint8).reshape(slots * n, -1)
         self.actions: NDArray[np.int32] | NDArray[np.float32]
         if plan.env.discrete:

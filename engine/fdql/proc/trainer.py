@@ -62,8 +62,8 @@ class Trainer:
         self.flat = np.zeros(plan.policy_size, dtype=np.float32)
         # Observation mean and scale, reward scale: those of the newest batch, published with the
         # weights.
-        self.obs_mean = np.zeros(plan.env.obs_dim, dtype=np.float32)
-        self.obs_scale = np.ones(plan.env.obs_dim, dtype=np.float32)
+        self.obs_mean = np.zeros(plan.net.statistics, dtype=np.float32)
+        self.obs_scale = np.ones(plan.net.statistics, dtype=np.float32)
         self.reward_scale = np.ones(1, dtype=np.float32)
         self.updates = self.published = 0
         self.published_ns = now_ns()

@@ -20,7 +20,9 @@ from fdql.shm.chunk import ChunkSchema, ChunkViews, action_words
 
 __all__ = ["Batch", "Replay"]
 
-RESCALE_STEPS = 1000  # steps between two looks at the reward scale
+# Steps between two looks at the reward scale; fewer at the start, where it grows a hundredfold and
+# the warm-up's updates come all at once.
+RESCALE_STEPS = 1000
 PRIORITY_RATE = 0.01  # weight of a batch's mean priority in the priority of new rows
 
 
@@ -147,7 +149,7 @@ class Replay:
         after = self.steps
         if after >= self.rescale_at:
             self.statistics.rescale()
-            self.rescale_at = after + RESCALE_STEPS
+            self.rescale_at = after + min(RESCALE_STEPS, after // 8)
         return after - before
 
     def close_lanes(self, first_lane: int, n_lanes: int) -> None:

@@ -7,9 +7,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fdql.sac import heads
-from fdql.sac.nets import LAYER_NORM_EPS
+from fdql.sac.nets import CONVOLUTIONS, FEATURES, LAYER_NORM_EPS
 
 Params = dict[str, Tensor]
+
+
+def encode(p: Params, images: Tensor) -> Tensor:
+    """Features (B, 256) >= 0 of uint8 images (B, channels, height, width). (Mnih 2015, thinner)"""
+    x = images.to(p["encoder.w0"].dtype).div_(255.0).sub_(0.5)
+    for i, (_, _, stride) in enumerate(CONVOLUTIONS):
+        x = F.conv2d(x, p[f"encoder.w{i}"], p[f"encoder.b{i}"], stride).relu_()
+    h = torch.addmm(p["encoder.b3"], x.flatten(1), p["encoder.w3"])
+    g, shift = p["encoder.g3"], p["encoder.h3"]
+    return F.layer_norm(h, (FEATURES,), g, shift, LAYER_NORM_EPS).relu()
 
 
 def critic_logits(p: Params, x: Tensor) -> Tensor:

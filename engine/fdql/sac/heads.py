@@ -74,6 +74,14 @@ def bellman_target(reward: Tensor, discount: Tensor, next_value: Tensor) -> Tens
     return reward + discount * next_value
 
 
+def pessimistic(q: Tensor, pessimism: float) -> Tensor:
+    """mean_i Q_i - pessimism |Q_0 - Q_1| / 2: the critics' minimum at 1, their mean at 0.
+
+    q (2, ...), returns (...). (Fujimoto 2018, arXiv 1802.09477, takes the minimum)
+    """
+    return q.mean(0) - 0.5 * pessimism * (q[0] - q[1]).abs()
+
+
 # -- discrete actions: the policy is a function of the critics -------------------------------------
 
 

@@ -30,6 +30,7 @@ from fdql.sac.learner import (
     SOLVE_EVERY,
     SOLVE_RATE,
     SOLVE_WHOLE,
+    U8,
     Averages,
     NotFiniteError,
     check_batch,
@@ -68,6 +69,8 @@ class CompiledLearner:
         seed: int,
         threads: int = 1,
     ) -> None:
+        if spec.image is not None:
+            raise ValueError(f"{spec} has images; update.TorchLearner learns from them")
         if threads not in (1, 2):
             raise ValueError(f"threads = {threads}: 1, or 2 for one of each critic")
         self._threads = threads
@@ -89,15 +92,16 @@ class CompiledLearner:
         self._keep: F32 = np.ones_like(self.params)
         for name, part in views(self._keep, critic_shapes(spec) | actor_shapes(spec)).items():
             if is_matrix(name):
-                part[...] = 1.0 - config.learning_rate * config.weight_decay
+                part[...] = 1.0 - config.step_size * config.weight_decay
         self._rates = Rates(
-            learning_rate=config.learning_rate,
+            learning_rate=config.step_size,
             gradient_clip=config.gradient_clip,
             target_rate=config.target_rate,
             v_max=spec.v_max,
             sigma_bins=config.sigma_bins,
             ln_min_temperature=math.log(config.min_temperature),
             priority_exponent=priority_exponent,
+            pessimism=config.pessimism,
         )
         self._rows = 0
         self._critics: Critics
@@ -106,11 +110,11 @@ class CompiledLearner:
 
     def update(
         self,
-        obs: F32,
+        obs: F32 | U8,
         action: F32 | I32,
         reward: F32,
         discount: F32,
-        next_obs: F32,
+        next_obs: F32 | U8,
         obs_mean: F32,
         obs_scale: F32,
         reward_scale: F32,

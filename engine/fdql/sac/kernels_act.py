@@ -1,8 +1,9 @@
 """Actions for a round of observations: the published network's forward pass, then exploration.
 
 Stage `inference`; one owner. `snapshot` is the flat vector of nets.policy_shapes: obs_mean (O,),
-obs_scale (O,), temperature, reward_scale, then the network. Random numbers come in as arrays, so
-that the generator, and with it the reproducibility of a seed, stays with the caller.
+obs_scale (O,), temperature, reward_scale, then the network. Images come as
+features: there O = 0. Random numbers come in as arrays, so that the generator, and with it the
+reproducibility of a seed, stays with the caller.
 """
 
 from __future__ import annotations
@@ -27,10 +28,12 @@ BoolArray = NDArray[np.bool_]
 class Scratch(NamedTuple):
     """Working memory of a forward pass of up to R rows; float32.
 
+    statistics  components with a mean and a scale in the snapshot: O; 0 for features of images
     x (R, O)   normalised observations        n, h (R, w), r (R,)   hidden layers, in turn
     out (R, o) the network's output           a, b (R, A)           values; or mean, deviation
     """
 
+    statistics: int
     x: F32
     n: F32
     h: F32
@@ -48,14 +51,23 @@ def _hidden(s: Scratch, rows: int) -> Hidden:
 
 
 @kernel()
+def _inputs(snapshot: F32, obs: F32, n: int, x: F32) -> None:
+    """x = obs normalised by the snapshot's n means and scales; n = 0: as it is."""
+    if n:
+        normalise_obs(obs, snapshot[:n], snapshot[n : 2 * n], x)
+    else:
+        x[...] = obs
+
+
+@kernel()
 def mean_q(snapshot: F32, obs: F32, support: F32, s: Scratch) -> F32:
     """Mean of both critics' values of every action: view (n, A) of the scratch. obs (n, O) raw."""
     rows, obs_dim = obs.shape
     width, actions, bins = s.n.shape[1], s.a.shape[1], support.size
     x, out, q, q1 = s.x[:rows], s.out[:rows], s.a[:rows], s.b[:rows]
-    normalise_obs(obs, snapshot[:obs_dim], snapshot[obs_dim : 2 * obs_dim], x)
+    _inputs(snapshot, obs, s.statistics, x)
     for k in range(2):
-        net = net_at(snapshot, 2 * obs_dim + 2, 2, k, obs_dim, width, actions * bins)
+        net = net_at(snapshot, 2 * s.statistics + 2, 2, k, obs_dim, width, actions * bins)
         forward(net, x, _hidden(s, rows), out)
         values = q if k == 0 else q1
         mean_value(out.reshape((rows * actions, bins)), support, values.reshape(rows * actions))
@@ -74,8 +86,8 @@ def mean_and_std(snapshot: F32, obs: F32, s: Scratch) -> tuple[F32, F32]:
     rows, obs_dim = obs.shape
     width, components = s.n.shape[1], s.a.shape[1]
     x, out, mean, std = s.x[:rows], s.out[:rows], s.a[:rows], s.b[:rows]
-    normalise_obs(obs, snapshot[:obs_dim], snapshot[obs_dim : 2 * obs_dim], x)
-    net = net_at(snapshot, 2 * obs_dim + 2, 1, 0, obs_dim, width, 2 * components)
+    _inputs(snapshot, obs, s.statistics, x)
+    net = net_at(snapshot, 2 * s.statistics + 2, 1, 0, obs_dim, width, 2 * components)
     forward(net, x, _hidden(s, rows), out)
     for i in range(rows):
         for j in range(components):
@@ -124,7 +136,7 @@ def act_boltzmann(
     """
     q = mean_q(snapshot, obs, support, s)
     rows, actions = q.shape
-    temperature = snapshot[2 * obs.shape[1]]
+    temperature = snapshot[2 * s.statistics]
     for i in range(rows):
         lane = lanes[i]
         best = -np.inf

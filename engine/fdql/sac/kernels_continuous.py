@@ -31,6 +31,7 @@ from fdql.sac.kernels_critic import (
 from fdql.sac.kernels_dense import Hidden, forward, net_at, normalise_obs
 from fdql.sac.kernels_heads import (
     mean_value,
+    pessimistic,
     tanh_normal,
     tanh_normal_gradient,
     tanh_normal_ln_density,
@@ -104,8 +105,8 @@ def _target_values_on_two(c: Critics, x: F32) -> None:
 
 
 @kernel()
-def _next_value(c: Critics, a: Actor, noise: F32) -> F32:
-    """V(s') = min_k Qbar_k(s', a') at one a' ~ pi(.|s'): view (B,) of the critics' memory."""
+def _next_value(c: Critics, a: Actor, pessimism: np.float32, noise: F32) -> F32:
+    """V(s') = pessimistic Qbar(s', a') at one a' ~ pi(.|s'): view (B,) of the critics' memory."""
     w = a.x1.shape[1]
     actor = net_at(a.params, 0, 1, 0, a.s.shape[1], w, a.out.shape[1])
     forward(actor, a.next_s, Hidden(a.n0, a.x1, a.r0, a.n1, a.x2, a.r1), a.out)
@@ -118,7 +119,7 @@ def _next_value(c: Critics, a: Actor, noise: F32) -> F32:
             _target_value(c, a.x, k)
     v = c.q[0]
     for i in range(v.size):
-        v[i] = min(v[i], c.q[1, i])
+        v[i] = pessimistic(v[i], c.q[1, i], pessimism)
     return v
 
 
@@ -186,7 +187,7 @@ def update_continuous(
     """
     normalise_obs(obs, obs_mean, obs_scale, a.s)
     normalise_obs(next_obs, obs_mean, obs_scale, a.next_s)
-    v = _next_value(c, a, next_noise)
+    v = _next_value(c, a, np.float32(rates.pessimism), next_noise)
     clipped = targets(c, a.order, reward, discount, v, reward_scale[0], rates)
     _join(a.s, action, a.x)
     loss = critics_gradient(c, a.x)

@@ -79,6 +79,7 @@ class Rates(NamedTuple):
     sigma_bins: float
     ln_min_temperature: float
     priority_exponent: float
+    pessimism: float
 
 
 @kernel()

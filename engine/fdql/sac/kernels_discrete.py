@@ -3,7 +3,7 @@
 The policy is softmax(mean_k Q_k / temperature), so there is no actor. Order of the equations:
 
     pi(a|s')   = softmax(mean_k Q_k(s', a) / temperature)          online critics
-    V(s')      = sum_a pi(a|s') min_k Qbar_k(s', a)                target critics
+    V(s')      = sum_a pi(a|s') pessimistic Qbar(s', a)            target critics
     y          = clip(R + discount V(s'), -v_max, v_max)           then critics, priorities, targets
 """
 
@@ -26,7 +26,7 @@ from fdql.sac.kernels_critic import (
     targets,
 )
 from fdql.sac.kernels_dense import forward, net_at, normalise_obs
-from fdql.sac.kernels_heads import boltzmann_value, mean_value, temperature_root
+from fdql.sac.kernels_heads import boltzmann_value, mean_value, pessimistic, temperature_root
 from fdql.sac.kernels_math import HALF
 from fdql.sac.nets import F32
 
@@ -42,7 +42,7 @@ class Discrete(NamedTuple):
     x next_x (B, O)          normalised observations
     out (T, B, A K)          one critic's logits of every action, of each thread
     online slow (2, B, A)    values of the online and of the target critics at s'
-    q low (B, A)             mean of the online critics; minimum of the targets
+    q low (B, A)             mean of the online critics; pessimistic value of the targets
     v (B,)                   V(s')
     """
 
@@ -129,10 +129,11 @@ def update_discrete(
     else:
         for k in range(2):
             _action_values(c, d, k)
+    pessimism = np.float32(rates.pessimism)
     for i in range(d.q.shape[0]):
         for a in range(d.q.shape[1]):
             d.q[i, a] = HALF * (d.online[0, i, a] + d.online[1, i, a])
-            d.low[i, a] = min(d.slow[0, i, a], d.slow[1, i, a])
+            d.low[i, a] = pessimistic(d.slow[0, i, a], d.slow[1, i, a], pessimism)
 
     entropy = boltzmann_value(d.q, d.low, temperature, d.v)
     clipped = targets(c, d.order, reward, discount, d.v, reward_scale[0], rates)

@@ -64,6 +64,12 @@ def mean_value(logits: F32, support: F32, out: F32) -> None:
         out[i] = weighted / total
 
 
+@kernel()
+def pessimistic(q0: np.float32, q1: np.float32, pessimism: np.float32) -> np.float32:
+    """heads.pessimistic for one pair of values."""
+    return HALF * (q0 + q1 - pessimism * abs(q0 - q1))
+
+
 @kernel(fastmath=REDUCTION)
 def hl_gauss_target(y: F32, bins: int, v_max: float, sigma_bins: float, first: I64, p: F32) -> None:
     """Normal(y, sigma) cut to the bins: p_j = (Phi(e_j+1) - Phi(e_j)) / normaliser (Imani 2018).

@@ -18,6 +18,7 @@ from fdql.sac.nets import F32, NetSpec
 
 F64 = NDArray[np.float64]
 I32 = NDArray[np.int32]
+U8 = NDArray[np.uint8]
 U64 = NDArray[np.uint64]
 
 # AdamW and Adam (Kingma 2015, Loshchilov 2019); denominator sqrt(v / (1 - BETA2^t)) + ADAM_EPS
@@ -45,8 +46,8 @@ class Learner(Protocol):
     """One SAC learner; one thread calls it. Constructed by a `LearnerFactory`.
 
     spec, config   as given
-    params         (P,) float32: critic_shapes(spec), then actor_shapes(spec)
-    target         (C,) float32: target critics, critic_shapes(spec)
+    params         (P,) float32, all_shapes(spec)
+    target         (C,) float32: targets of critics and encoder, value_shapes(spec)
     moments        (2, P) float32: AdamW's first and second moment of every parameter
     ln_temperature natural logarithm of the temperature, scaled reward units
     updates        updates made so far
@@ -67,11 +68,11 @@ class Learner(Protocol):
 
     def update(
         self,
-        obs: F32,
+        obs: F32 | U8,
         action: F32 | I32,
         reward: F32,
         discount: F32,
-        next_obs: F32,
+        next_obs: F32 | U8,
         obs_mean: F32,
         obs_scale: F32,
         reward_scale: F32,
@@ -79,11 +80,12 @@ class Learner(Protocol):
     ) -> None:
         """One update of critics, actor, temperature and target critics from one batch.
 
-        obs, next_obs  (B, O) float32, raw; inside: clip((x - obs_mean) * obs_scale, -5, 5)
+        obs, next_obs  (B, O) float32, raw; inside: clip((x - obs_mean) * obs_scale, -5, 5);
+                       images (B, O) uint8, O = channels * height * width, inside: x / 255 - 0.5
         action         (B, A) float32 in [-1, 1], or (B,) int32 in [0, A) when discrete
         reward         (B,) float32, raw sum of discounted rewards; inside divided by reward_scale
         discount       (B,) float32, gamma^m of the bootstrap, 0 where the episode terminated
-        obs_mean, obs_scale  (O,) float32; obs_scale is 1 / sqrt(var + 1e-8)
+        obs_mean, obs_scale  (O,) float32; obs_scale is 1 / sqrt(var + 1e-8); images: (0,)
         reward_scale   (1,) float32
         priority_out   (B,) float64, overwritten with the new priorities
         Raises NotFiniteError when a gradient is not finite.
@@ -144,11 +146,11 @@ class Averages:
 
 def check_batch(
     spec: NetSpec,
-    obs: F32,
+    obs: F32 | U8,
     action: F32 | I32,
     reward: F32,
     discount: F32,
-    next_obs: F32,
+    next_obs: F32 | U8,
     obs_mean: F32,
     obs_scale: F32,
     reward_scale: F32,
@@ -165,18 +167,21 @@ def check_batch(
         and action.shape == ((n,) if spec.discrete else (n, a))
         and action.dtype == (np.int32 if spec.discrete else np.float32)
         and reward.shape == discount.shape == priority_out.shape == (n,)
-        and obs_mean.shape == obs_scale.shape == (o,)
+        and obs_mean.shape == obs_scale.shape == (spec.statistics,)
+        and obs.dtype == next_obs.dtype == (np.float32 if spec.image is None else np.uint8)
         and reward_scale.shape == (1,)
         and priority_out.dtype == np.float64
     ):
         raise ValueError(
-            f"batch of obs {obs.shape}, action {action.shape} {action.dtype}, "
+            f"batch of obs {obs.shape} {obs.dtype}, action {action.shape} {action.dtype}, "
             f"reward {reward.shape}, discount {discount.shape}, next_obs {next_obs.shape}, "
             f"obs_mean {obs_mean.shape}, obs_scale {obs_scale.shape}, "
             f"reward_scale {reward_scale.shape}, priority_out "
             f"{priority_out.shape} {priority_out.dtype} does not fit {spec}"
         )
-    for x in (obs, reward, discount, next_obs, obs_mean, obs_scale, reward_scale):
+    if not (obs.flags.c_contiguous and next_obs.flags.c_contiguous):
+        raise ValueError("batch has observations that are not in C order")
+    for x in (reward, discount, obs_mean, obs_scale, reward_scale):
         if x.dtype != np.float32 or not x.flags.c_contiguous:
             raise ValueError(
                 f"batch has a column of {x.dtype} {x.strides}; float32 in C order works"

@@ -7,7 +7,6 @@ learners (torch reference, compiled) address the same bytes. Stage 5 of 8, `upda
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -22,13 +21,15 @@ Flat = TypeVar("Flat", bound=Any)  # numpy array or torch tensor
 class NetSpec:
     """What decides the shape of the networks.
 
-    obs_dim        observation components (a Box is flattened)
+    obs_dim        numbers of one input: components of a flattened Box, or of an image stack
     action_dim     number of actions when discrete, components of the action otherwise
     discrete       True: Boltzmann policy over the critics, no actor; False: tanh-Gaussian actor
     critic_width   units of each of the critics' two hidden layers
     actor_width    units of each of the actor's two hidden layers
     bins, v_max    HL-Gauss support: `bins` centres evenly on [-v_max, v_max] (scaled reward units)
     init_std       standard deviation before tanh that a fresh actor has everywhere
+    image          (channels, height, width) of an input that is a stack of uint8 images, seen by an
+                   encoder first; None: float32 vectors, normalised by their statistics
     """
 
     obs_dim: int
@@ -39,11 +40,22 @@ class NetSpec:
     bins: int = 101
     v_max: float = 5.0
     init_std: float = 0.37
+    image: tuple[int, int, int] | None = None
+
+    @property
+    def features(self) -> int:
+        """Components of what critics and actor see: the vector, or the encoder's output."""
+        return self.obs_dim if self.image is None else FEATURES
+
+    @property
+    def statistics(self) -> int:
+        """Components with a running mean and scale: those of a vector; images need none."""
+        return self.obs_dim if self.image is None else 0
 
     @property
     def critic_in(self) -> int:
-        """Input components of a critic: the observation, then the action when continuous."""
-        return self.obs_dim if self.discrete else self.obs_dim + self.action_dim
+        """Input components of a critic: the features, then the action when continuous."""
+        return self.features if self.discrete else self.features + self.action_dim
 
     @property
     def critic_out(self) -> int:
@@ -56,6 +68,39 @@ LOG_STD_MIN = -10.0
 LOG_STD_HALF = 6.0
 OBS_CLIP = 5.0  # normalised observations are clipped to +-5
 LAYER_NORM_EPS = 1e-5
+# The encoder of images: (output channels, kernel, stride) of each convolution, then a dense layer
+# of FEATURES units with layer norm. Mnih 2015's with half the channels: on a CPU it decides what an
+# update costs.
+CONVOLUTIONS = ((16, 8, 4), (32, 4, 2), (32, 3, 1))
+FEATURES = 256
+
+
+def encoder_shapes(spec: NetSpec) -> dict[str, tuple[int, ...]]:
+    """The encoder of images: convolutions (out, in, kernel, kernel) with bias, then w3 as a dense
+    layer on (channels, height, width) flattened, with layer norm. Empty for vectors."""
+    if spec.image is None:
+        return {}
+    channels, *size = spec.image
+    shapes: dict[str, tuple[int, ...]] = {}
+    for layer, (out, kernel, stride) in enumerate(CONVOLUTIONS):
+        shapes[f"encoder.w{layer}"] = (out, channels, kernel, kernel)
+        shapes[f"encoder.b{layer}"] = (out,)
+        channels, size = out, [(n - kernel) // stride + 1 for n in size]
+    flat = channels * math.prod(size)
+    return shapes | {
+        "encoder.w3": (flat, FEATURES), "encoder.b3": (FEATURES,),
+        "encoder.g3": (FEATURES,), "encoder.h3": (FEATURES,),
+    }  # fmt: skip
+
+
+def value_shapes(spec: NetSpec) -> dict[str, tuple[int, ...]]:
+    """What the critics' loss trains and the target average follows: critics, then encoder."""
+    return critic_shapes(spec) | encoder_shapes(spec)
+
+
+def all_shapes(spec: NetSpec) -> dict[str, tuple[int, ...]]:
+    """A learner's parameters: critics, encoder, actor."""
+    return value_shapes(spec) | actor_shapes(spec)
 
 
 def critic_shapes(spec: NetSpec) -> dict[str, tuple[int, ...]]:
@@ -72,7 +117,7 @@ def actor_shapes(spec: NetSpec) -> dict[str, tuple[int, ...]]:
     """The actor of continuous actions; columns of the last layer: means, then raw log stds."""
     if spec.discrete:
         return {}
-    i, w, o = spec.obs_dim, spec.actor_width, 2 * spec.action_dim
+    i, w, o = spec.features, spec.actor_width, 2 * spec.action_dim
     return {
         "actor.w0": (i, w), "actor.b0": (w,), "actor.g0": (w,), "actor.h0": (w,),
         "actor.w1": (w, w), "actor.b1": (w,), "actor.g1": (w,), "actor.h1": (w,),
@@ -109,29 +154,27 @@ def _orthogonal(rng: np.random.Generator, rows: int, cols: int, gain: float) -> 
     return np.ascontiguousarray(gain * (q if rows >= cols else q.T), dtype=np.float32)
 
 
-def _matrices(shape: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
-    if len(shape) == 3:
-        for k in range(shape[0]):
-            yield (k,)
-    else:
-        yield ()
-
-
 def initialise(spec: NetSpec, rng: np.random.Generator) -> F32:
-    """Fresh parameters, one flat float32 vector: critic_shapes then actor_shapes.
+    """Fresh parameters, one flat float32 vector in the order of all_shapes.
 
-    Hidden layers orthogonal with gain sqrt 2; the critics' last layer zero, so Q starts at 0
-    everywhere; the actor's last layer 0.01 orthogonal with its std bias set to `init_std`.
+    Hidden layers and convolutions orthogonal with gain sqrt 2; the critics' last layer zero, so Q
+    starts at 0 everywhere; the actor's last layer 0.01 orthogonal with its std bias set to
+    `init_std`.
     """
-    shapes = critic_shapes(spec) | actor_shapes(spec)
+    shapes = all_shapes(spec)
     flat = np.zeros(size_of(shapes), dtype=np.float32)
+    gain = math.sqrt(2.0)
     for name, p in views(flat, shapes).items():
-        kind, (rows, cols) = name.split(".")[1], (1, *shapes[name])[-2:]
-        if kind in ("g0", "g1"):
+        net, kind = name.split(".")
+        rows, cols = (1, *p.shape)[-2:]
+        if kind[0] == "g":
             p[...] = 1.0
+        elif net == "encoder" and kind[0] == "w":
+            rows = math.prod(p.shape[:1] if p.ndim == 4 else p.shape[:-1])
+            p[...] = _orthogonal(rng, rows, p.size // rows, gain).reshape(p.shape)
         elif kind in ("w0", "w1"):
-            for k in _matrices(p.shape):
-                p[k] = _orthogonal(rng, rows, cols, math.sqrt(2.0))
+            for matrix in p.reshape(-1, *p.shape[-2:]):
+                matrix[...] = _orthogonal(rng, rows, cols, gain)
         elif name == "actor.w2":
             p[...] = _orthogonal(rng, rows, cols, 0.01)
         elif name == "actor.b2":
@@ -141,13 +184,14 @@ def initialise(spec: NetSpec, rng: np.random.Generator) -> F32:
 
 
 # A published policy is one flat float32 vector: this head, then the policy's parameters
-# (critic when discrete, actor when continuous).
+# (critic when discrete, actor when continuous; the encoder of images last).
 def policy_shapes(spec: NetSpec) -> dict[str, tuple[int, ...]]:
     """Layout of a published snapshot: statistics and temperature travel with the weights."""
     head: dict[str, tuple[int, ...]] = {
-        "obs_mean": (spec.obs_dim,),
-        "obs_scale": (spec.obs_dim,),  # 1 / sqrt(var + 1e-8)
+        "obs_mean": (spec.statistics,),
+        "obs_scale": (spec.statistics,),  # 1 / sqrt(var + 1e-8)
         "temperature": (1,),
         "reward_scale": (1,),
     }
-    return head | (critic_shapes(spec) if spec.discrete else actor_shapes(spec))
+    network = critic_shapes(spec) if spec.discrete else actor_shapes(spec)
+    return head | network | encoder_shapes(spec)

@@ -8,6 +8,7 @@ actions for training and keeps the held noise of every lane. An inference round 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
 
 import numpy as np
@@ -19,6 +20,7 @@ from fdql.sac.nets import F32, NetSpec, policy_shapes, size_of, views
 
 I64 = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
+Obs = NDArray[Any]  # float32 (n, O), or uint8 (n, O) where the policy sees images
 Actions = NDArray[Any]  # float32 (n, A) in [-1, 1], or int32 (n,) when discrete
 
 
@@ -35,6 +37,11 @@ class Policy:
         self.snapshot: Final[F32] = np.empty(size_of(shapes), dtype=np.float32)
         self._views: Final = views(self.snapshot, shapes)
         self.support: Final[F32] = np.linspace(-spec.v_max, spec.v_max, spec.bins, dtype=np.float32)
+        self._encoder: Callable[[NDArray[np.uint8]], F32] | None = None
+        if spec.image is not None:
+            from fdql.sac.encoder import Encoder  # brings torch, which takes seconds
+
+            self._encoder = Encoder(spec, self._views)
         self._scratch = self._allocate(8)
         self.load(flat)
 
@@ -57,43 +64,51 @@ class Policy:
         """Divisor of the rewards at the time of the snapshot: raw value = value * reward_scale."""
         return float(self._views["reward_scale"][0])
 
-    def q_values(self, obs: F32) -> F32:
+    def features(self, obs: Obs) -> F32:
+        """What the network's kernels take: vectors as they are, images encoded, (n, F) float32.
+
+        obs (n >= 1, O) C-contiguous, float32, or uint8 where the policy sees images; else
+        ValueError.
+        """
+        images, spec = self._encoder is not None, self.spec
+        dtype = np.uint8 if images else np.float32
+        good = obs.ndim == 2 and obs.shape[0] > 0 and obs.shape[1] == spec.obs_dim
+        if not good or obs.dtype != dtype or not obs.flags.c_contiguous:
+            raise ValueError(
+                f"obs is {obs.dtype} {obs.shape}, must be C-contiguous {np.dtype(dtype).name} "
+                f"(n >= 1, {spec.obs_dim})"
+            )
+        return obs if self._encoder is None else self._encoder(obs)
+
+    def q_values(self, obs: Obs) -> F32:
         """Mean of both critics, float32 (n, A), scaled reward units; discrete only (ValueError)."""
         if not self.spec.discrete:
             raise ValueError(
                 "q_values needs discrete actions: a snapshot of continuous ones has no critic"
             )
-        return np.array(kernels.mean_q(self.snapshot, obs, self.support, self.scratch(obs)))
+        x = self.features(obs)
+        return np.array(kernels.mean_q(self.snapshot, x, self.support, self.scratch(len(x))))
 
-    def distribution(self, obs: F32) -> tuple[F32, F32]:
+    def distribution(self, obs: Obs) -> tuple[F32, F32]:
         """Mean and deviation before tanh, float32 (n, A) each; continuous only (ValueError)."""
         if self.spec.discrete:
             raise ValueError("distribution needs continuous actions; q_values is for discrete ones")
-        mean, std = kernels.mean_and_std(self.snapshot, obs, self.scratch(obs))
+        x = self.features(obs)
+        mean, std = kernels.mean_and_std(self.snapshot, x, self.scratch(len(x)))
         return np.array(mean), np.array(std)
 
-    def greedy(self, obs: F32, out: Actions) -> None:
+    def greedy(self, obs: Obs, out: Actions) -> None:
         """The best action for every row of obs (n, O), raw: argmax of q_values, or tanh of mean."""
-        scratch = self.scratch(obs)
         check_actions(self.spec, len(obs), out)
+        x = self.features(obs)
+        scratch = self.scratch(len(x))
         if self.spec.discrete:
-            kernels.greedy_discrete(self.snapshot, obs, self.support, scratch, out)
+            kernels.greedy_discrete(self.snapshot, x, self.support, scratch, out)
         else:
-            kernels.greedy_continuous(self.snapshot, obs, scratch, out)
+            kernels.greedy_continuous(self.snapshot, x, scratch, out)
 
-    def scratch(self, obs: F32) -> kernels.Scratch:
-        """Working memory for obs: float32 (n >= 1, O), C-contiguous, or else ValueError."""
-        rows, columns = obs.shape if obs.ndim == 2 else (0, 0)
-        if (
-            columns != self.spec.obs_dim
-            or obs.dtype != np.float32
-            or not obs.flags.c_contiguous
-            or not rows
-        ):
-            raise ValueError(
-                f"obs is {obs.dtype} {obs.shape}, must be C-contiguous float32 "
-                f"(n >= 1, {self.spec.obs_dim})"
-            )
+    def scratch(self, rows: int) -> kernels.Scratch:
+        """Working memory of the kernels for so many rows."""
         if rows > len(self._scratch.x):
             self._scratch = self._allocate(1 << (rows - 1).bit_length())
         return self._scratch
@@ -103,9 +118,10 @@ class Policy:
         width, outputs = (
             (s.critic_width, s.critic_out) if s.discrete else (s.actor_width, 2 * s.action_dim)
         )
-        columns = (s.obs_dim, width, width, None, outputs, s.action_dim, s.action_dim)
+        columns = (s.features, width, width, None, outputs, s.action_dim, s.action_dim)
         return kernels.Scratch(
-            *(np.empty(rows if c is None else (rows, c), dtype=np.float32) for c in columns)
+            s.statistics,
+            *(np.empty(rows if c is None else (rows, c), dtype=np.float32) for c in columns),
         )
 
 
@@ -178,11 +194,11 @@ class Explorer:
         self._left, self._held = np.zeros(n_lanes, np.int64), held
         self._warmup_left, self._warmup_held = self._left.copy(), held.copy()
 
-    def act(self, policy: Policy | None, obs: F32, lanes: I64, warmup: bool, out: Actions) -> None:
+    def act(self, policy: Policy | None, obs: Obs, lanes: I64, warmup: bool, out: Actions) -> None:
         """Write one action per row. Row i is the newest observation of lane lanes[i].
 
         policy   may be None during warm-up, which does not look at it
-        obs      float32 (n, O), raw          lanes  int64 (n,) in 0..n_lanes-1
+        obs      (n, O), raw                  lanes  int64 (n,) in 0..n_lanes-1
         out      float32 (n, A) in [-1, 1], or int32 (n,) when discrete
         Raises ValueError for anything of another shape or type, and for a lane out of range.
         """
@@ -199,18 +215,19 @@ class Explorer:
             return
         if policy is None:
             raise ValueError("act without a policy is for warm-up only")
-        scratch = policy.scratch(obs)
+        x = policy.features(obs)
+        scratch = policy.scratch(rows)
         noise = (self._cumulative, self._left, self._held, out)
         if self.spec.discrete:
             uniform = self._rng.random((rows, self.spec.action_dim + 3))
             kernels.act_boltzmann(
-                policy.snapshot, obs, policy.support, scratch, lanes, self.explorer,
+                policy.snapshot, x, policy.support, scratch, lanes, self.explorer,
                 uniform, self._epsilon, *noise,
             )  # fmt: skip
         else:
             normal = self._rng.standard_normal((rows, self.spec.action_dim), dtype=np.float32)
             kernels.act_tanh_normal(
-                policy.snapshot, obs, scratch, lanes, self.explorer,
+                policy.snapshot, x, scratch, lanes, self.explorer,
                 normal, self._rng.random(rows), self._factor, self._least, *noise,
             )  # fmt: skip
 

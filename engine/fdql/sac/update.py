@@ -17,7 +17,7 @@ from torch import Tensor
 from fdql.config import SacConfig
 from fdql.sac import heads
 from fdql.sac.adamw import adam_scalar_step, adamw_step, clip_gradient
-from fdql.sac.forward import Params, actor_moments, critic_logits
+from fdql.sac.forward import Params, actor_moments, critic_logits, encode
 from fdql.sac.learner import (
     F64,
     I32,
@@ -25,6 +25,7 @@ from fdql.sac.learner import (
     SOLVE_EVERY,
     SOLVE_RATE,
     SOLVE_WHOLE,
+    U8,
     Averages,
     NotFiniteError,
     check_batch,
@@ -37,11 +38,13 @@ from fdql.sac.nets import (
     F32,
     NetSpec,
     actor_shapes,
+    all_shapes,
     critic_shapes,
     initialise,
     is_matrix,
     policy_shapes,
     size_of,
+    value_shapes,
     views,
 )
 
@@ -63,7 +66,7 @@ class TorchLearner:
         self._exponent = priority_exponent
         self._rng = np.random.default_rng(seed)
         self.params = initialise(spec, self._rng)
-        self._split = size_of(critic_shapes(spec))  # critics before it, actor after it
+        self._split = size_of(value_shapes(spec))  # critics and encoder before it, actor after it
         self.target = self.params[: self._split].copy()
         self.moments = np.zeros((2, len(self.params)), dtype=np.float32)
         self.ln_temperature = math.log(config.init_temperature)
@@ -76,11 +79,11 @@ class TorchLearner:
         self._width = heads.bin_width(spec.bins, spec.v_max)
         self._sigma = config.sigma_bins * self._width
 
-        shapes = critic_shapes(spec) | actor_shapes(spec)
+        shapes = all_shapes(spec)
         keep = np.ones_like(self.params)
         for name, part in views(keep, shapes).items():
             if is_matrix(name):
-                part[...] = 1.0 - config.learning_rate * config.weight_decay
+                part[...] = 1.0 - config.step_size * config.weight_decay
         # On the CPU these share the arrays' memory; elsewhere _pull and _push copy.
         self._keep = self._tensor(keep)
         self._flat = self._tensor(self.params)
@@ -89,10 +92,10 @@ class TorchLearner:
         # The same bytes twice: leaves that collect a gradient, frozen views that record nothing.
         frozen = views(self._flat, shapes)
         leaves = {k: v.detach().requires_grad_() for k, v in frozen.items()}
-        self._critic = {k: v for k, v in leaves.items() if k in critic_shapes(spec)}
+        self._critic = {k: v for k, v in leaves.items() if k in value_shapes(spec)}
         self._actor = {k: v for k, v in leaves.items() if k in actor_shapes(spec)}
         self._frozen = frozen
-        self._frozen_target = views(self._flat_target, critic_shapes(spec))
+        self._frozen_target = views(self._flat_target, value_shapes(spec))
 
     def _tensor(self, array: NDArray[np.generic]) -> Tensor:
         return torch.from_numpy(array).to(self._device)
@@ -115,11 +118,11 @@ class TorchLearner:
 
     def update(
         self,
-        obs: F32,
+        obs: F32 | U8,
         action: F32 | I32,
         reward: F32,
         discount: F32,
-        next_obs: F32,
+        next_obs: F32 | U8,
         obs_mean: F32,
         obs_scale: F32,
         reward_scale: F32,
@@ -131,20 +134,24 @@ class TorchLearner:
             obs, action, reward, discount, next_obs,
             obs_mean, obs_scale, reward_scale, priority_out,
         )  # fmt: skip
-        mean, scale = self._tensor(obs_mean), self._tensor(obs_scale)
-        x = heads.normalised_obs(self._tensor(obs), mean, scale)
-        next_x = heads.normalised_obs(self._tensor(next_obs), mean, scale)
+        statistics = self._tensor(obs_mean), self._tensor(obs_scale)
+        inputs, next_inputs = self._tensor(obs), self._tensor(next_obs)
         scaled = self._tensor(reward) / float(reward_scale[0])
         temperature = math.exp(self.ln_temperature)  # of this whole update
 
         with torch.no_grad():
+            online = self._features(self._frozen, next_inputs, *statistics)
+            slow = online
+            if self.spec.image is not None:
+                slow = self._features(self._frozen_target, next_inputs, *statistics)
             if self.spec.discrete:
-                next_value = self._discrete_value(next_x, temperature)
+                next_value = self._discrete_value(online, slow, temperature)
             else:
-                next_value = self._continuous_value(next_x)
+                next_value = self._continuous_value(online, slow)
             y = heads.bellman_target(scaled, self._tensor(discount), next_value)
             clipped = y.clamp(-self.spec.v_max, self.spec.v_max)
             p = heads.hl_gauss_target(clipped, self._edges, self._sigma)
+        x = self._features(self._critic, inputs, *statistics)
         logits = self._critic_step(x, self._tensor(action), p)
         with torch.no_grad():
             q = heads.expected_value(logits, self._centres).mean(0)
@@ -155,32 +162,39 @@ class TorchLearner:
             self._averages.add("td_error", error.abs().mean().item())
             self._averages.add("clipped_targets", (y != clipped).float().mean().item())
         if not self.spec.discrete and self.updates % self.config.policy_delay == 0:
-            self._actor_step(x, temperature)
+            self._actor_step(x.detach(), temperature)
         self._flat_target.lerp_(self._flat[: self._split], self.config.target_rate)
         self.updates += 1
 
-    def _discrete_value(self, next_x: Tensor, temperature: float) -> Tensor:
+    def _features(self, p: Params, inputs: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+        """What critics and actor see: the normalised vector, or the encoder's view of images."""
+        if self.spec.image is None:
+            return heads.normalised_obs(inputs, mean, scale)
+        return encode(p, inputs.view(-1, *self.spec.image))
+
+    def _discrete_value(self, online_x: Tensor, slow_x: Tensor, temperature: float) -> Tensor:
         """V(s'), (B,): policy from the online critics, values from the targets (double Q).
 
+        online_x, slow_x  features of s' of the online and of the target encoder
         Every SOLVE_EVERY updates the temperature of the next update moves towards its root.
         """
-        online = self._action_values(self._frozen, next_x).mean(0)
+        online = self._action_values(self._frozen, online_x).mean(0)
         ln_policy = heads.boltzmann_policy(online, temperature)
         self._averages.add("entropy", heads.mean_entropy(ln_policy).item())
         if self.updates % SOLVE_EVERY == 0:
             root = heads.temperature_root(online, self._goal, self.config.min_temperature)
             rate = 1.0 if self.updates <= SOLVE_WHOLE else SOLVE_RATE
             self.ln_temperature += rate * (root - self.ln_temperature)
-        return heads.boltzmann_value(
-            ln_policy, self._action_values(self._frozen_target, next_x).amin(0)
-        )
+        slow = self._action_values(self._frozen_target, slow_x)
+        return heads.boltzmann_value(ln_policy, heads.pessimistic(slow, self.config.pessimism))
 
-    def _continuous_value(self, next_x: Tensor) -> Tensor:
-        """V(s') = min_i Q_i(s', a'), (B,), at one action a' ~ pi(.|s')."""
-        mean, ln_std = actor_moments(self._frozen, next_x)
-        next_action = torch.tanh(mean + ln_std.exp() * self._noise(len(next_x)))
-        logits = critic_logits(self._frozen_target, torch.cat([next_x, next_action], 1))
-        return heads.expected_value(logits, self._centres).amin(0)
+    def _continuous_value(self, online_x: Tensor, slow_x: Tensor) -> Tensor:
+        """V(s') = pessimistic Q(s', a'), (B,), at one action a' ~ pi(.|s')."""
+        mean, ln_std = actor_moments(self._frozen, online_x)
+        next_action = torch.tanh(mean + ln_std.exp() * self._noise(len(online_x)))
+        logits = critic_logits(self._frozen_target, torch.cat([slow_x, next_action], 1))
+        q = heads.expected_value(logits, self._centres)
+        return heads.pessimistic(q, self.config.pessimism)
 
     def _action_values(self, critic: Params, x: Tensor) -> Tensor:
         """Q_i(s, a) of both critics and every discrete action, (2, B, A)."""
@@ -237,7 +251,7 @@ class TorchLearner:
             gradient,
             self._flat_moments[:, part],
             self._keep[part],
-            self.config.learning_rate,
+            self.config.step_size,
             step,
         )
         return norm
@@ -259,10 +273,12 @@ class TorchLearner:
         """See `learner.Learner.snapshot`."""
         self._pull()
         head = np.float32(math.exp(self.ln_temperature))
-        mine = self.params[: self._split] if self.spec.discrete else self.params[self._split :]
+        critics = size_of(critic_shapes(self.spec))
+        encoder = self.params[critics : self._split]
+        mine = self.params[:critics] if self.spec.discrete else self.params[self._split :]
         if out.shape != (size_of(policy_shapes(self.spec)),) or out.dtype != np.float32:
             raise ValueError(f"snapshot of {out.shape} {out.dtype} for {policy_shapes(self.spec)}")
-        np.concatenate([obs_mean, obs_scale, [head], reward_scale, mine], out=out)
+        np.concatenate([obs_mean, obs_scale, [head], reward_scale, mine, encoder], out=out)
 
     def metrics(self) -> dict[str, float]:
         """See `learner.Learner.metrics`."""
