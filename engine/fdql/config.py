@@ -67,6 +67,8 @@ class SacConfig:
     """Continuous target entropy: that of a normal action with this deviation, per dimension."""
     target_epsilon: float = 0.10
     """Discrete target entropy: that of an epsilon-greedy policy with this epsilon."""
+    image_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Products of the image encoder while learning; auto: bfloat16 where the CPU has it."""
     pessimism: float = 1.0
     """Value of two target critics: their minimum at 1, their mean at 0."""
     policy_delay: int = 2
@@ -242,8 +244,8 @@ class EngineConfig:
     publish_seconds: float = 0.2
     """... or seconds (asynchronous mode only)."""
     learner_threads: int | None = None
-    """Threads of the compiled learner: 1, or 2 (one for each critic); None: from the cores and the
-    environment's step.
+    """Threads of the learner, the compiled one has 1 or 2 (one for each critic); None: from the
+    cores and the environment's step.
     """
     ahead_updates: int = 16
     """Environment workers may be this many updates' worth of steps ahead of the trainer."""
@@ -300,10 +302,10 @@ class EngineConfig:
             0.2,
         )
         _require(
-            self.learner_threads in (None, 1, 2),
+            self.learner_threads is None or 1 <= self.learner_threads <= 256,
             "engine.learner_threads",
             self.learner_threads,
-            "must be 1 or 2",
+            "must be in 1..256",
             2,
         )
         _require(

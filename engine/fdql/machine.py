@@ -74,6 +74,8 @@ def resolve(config: Config, *, cores: int, step_us: float = 0.0, pixels: bool = 
     ratio = config.samples_per_insert
     steps = math.inf if ratio == "free" else sac.batch_size / float(ratio)
     derived, threads = division(steps * (step_us + LOOP_US), update_us, cores)
+    if pixels:  # whatever the encoder can get; its products share well
+        threads = max(2, cores - 1 - derived) if cores > 1 else 1
     workers = config.workers if config.workers is not None else derived
     if workers > limit:
         raise ConfigError(
@@ -95,6 +97,13 @@ def resolve(config: Config, *, cores: int, step_us: float = 0.0, pixels: bool = 
             "learner = 'torch' works, and 'auto' chooses it"
         )
     device: Literal["cpu", "cuda"] = "cuda" if config.device == "cuda" else "cpu"
+    if learner == "torch" and not pixels:
+        threads = 1  # its products are too small to share
+    if learner == "compiled" and (engine.learner_threads or 1) > 2:
+        raise ConfigError(
+            f"engine.learner_threads = {engine.learner_threads}: the compiled learner has one for "
+            "each critic; 2 works"
+        )
     if engine.learner_threads is None:
         engine = replace(engine, learner_threads=threads)
     return replace(
@@ -156,7 +165,7 @@ def banner(plan: RunPlan, cores: int, replay: int, step_us: float) -> list[str]:
             else f"{plan.workers} worker(s), inference, trainer, evaluator"
         )
         + f"; {plan.lanes} environments; {config.learner} learner"
-        + (f", {config.engine.learner_threads} thread(s)" if config.learner == "compiled" else ""),
+        + f", {config.engine.learner_threads} thread(s)",
         f"replay {config.replay.capacity:,} transitions, at most {replay / 2**20:,.0f} MiB; "
         + (
             "unthrottled"

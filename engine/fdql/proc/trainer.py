@@ -40,13 +40,14 @@ def make_learner(plan: RunPlan) -> Learner:
     """The learner that the configuration names."""
     sac, net = plan.config.sac, plan.net
     exponent, seed = plan.config.replay.priority_exponent, plan.config.seed
+    threads = plan.config.engine.learner_threads or 1
     if plan.config.learner == "torch":
         from fdql.sac.update import TorchLearner  # torch takes seconds to import: only when used
 
-        return TorchLearner(net, sac, exponent, seed, plan.config.device)
+        return TorchLearner(net, sac, exponent, seed, plan.config.device, threads)
     from fdql.sac.kernels import CompiledLearner
 
-    return CompiledLearner(net, sac, exponent, seed, plan.config.engine.learner_threads or 1)
+    return CompiledLearner(net, sac, exponent, seed, threads)
 
 
 class Trainer:

@@ -17,7 +17,7 @@ from torch import Tensor
 from fdql.config import SacConfig
 from fdql.sac import heads
 from fdql.sac.adamw import adam_scalar_step, adamw_step, clip_gradient
-from fdql.sac.forward import Params, actor_moments, critic_logits, encode
+from fdql.sac.forward import Params, actor_moments, critic_logits, encode, image_dtype
 from fdql.sac.learner import (
     F64,
     I32,
@@ -53,15 +53,13 @@ class TorchLearner:
     """Implements `learner.Learner`; every parameter is a torch view on the vector `params`."""
 
     def __init__(
-        self,
-        spec: NetSpec,
-        config: SacConfig,
-        priority_exponent: float,
-        seed: int,
-        device: str = "cpu",
-    ) -> None:
+        self, spec: NetSpec, config: SacConfig, priority_exponent: float, seed: int,
+        device: str = "cpu", threads: int = 1,
+    ) -> None:  # fmt: skip
+        torch.set_num_threads(threads)
         self.spec = spec
         self._device = torch.device(device)
+        self._image_dtype = image_dtype(config.image_dtype, device)
         self.config = config
         self._exponent = priority_exponent
         self._rng = np.random.default_rng(seed)
@@ -117,22 +115,13 @@ class TorchLearner:
         return list(zip((self.params, self.target, self.moments), tensors, strict=True))
 
     def update(
-        self,
-        obs: F32 | U8,
-        action: F32 | I32,
-        reward: F32,
-        discount: F32,
-        next_obs: F32 | U8,
-        obs_mean: F32,
-        obs_scale: F32,
-        reward_scale: F32,
-        priority_out: F64,
-    ) -> None:
+        self, obs: F32 | U8, action: F32 | I32, reward: F32, discount: F32, next_obs: F32 | U8,
+        obs_mean: F32, obs_scale: F32, reward_scale: F32, priority_out: F64,
+    ) -> None:  # fmt: skip
         """See `learner.Learner.update`."""
         check_batch(
-            self.spec,
-            obs, action, reward, discount, next_obs,
-            obs_mean, obs_scale, reward_scale, priority_out,
+            self.spec, obs, action, reward, discount, next_obs, obs_mean, obs_scale, reward_scale,
+            priority_out,
         )  # fmt: skip
         statistics = self._tensor(obs_mean), self._tensor(obs_scale)
         inputs, next_inputs = self._tensor(obs), self._tensor(next_obs)
@@ -170,7 +159,7 @@ class TorchLearner:
         """What critics and actor see: the normalised vector, or the encoder's view of images."""
         if self.spec.image is None:
             return heads.normalised_obs(inputs, mean, scale)
-        return encode(p, inputs.view(-1, *self.spec.image))
+        return encode(p, inputs.view(-1, *self.spec.image), self._image_dtype)
 
     def _discrete_value(self, online_x: Tensor, slow_x: Tensor, temperature: float) -> Tensor:
         """V(s'), (B,): policy from the online critics, values from the targets (double Q).
