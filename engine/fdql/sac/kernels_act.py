@@ -161,7 +161,7 @@ def act_tanh_normal(
     normal: F32, uniform: F64, factor: np.float32, least: np.float32,
     cumulative: F64, left: I64, held: F32, out: F32,
 ) -> None:  # fmt: skip
-    """out = tanh(mean + std noise); explorers hold noise, and max(factor std, least) is their std.
+    """out = tanh(mean + std noise), the noise held; the std of explorers is max(factor std, least).
 
     lanes (n,)        lane of each row; explorer (lanes,) those that explore
     left (lanes,)     steps left of a hold; held (lanes, A) the noise held
@@ -171,19 +171,16 @@ def act_tanh_normal(
     rows, components = mean.shape
     for i in range(rows):
         lane = lanes[i]
-        if explorer[lane]:
-            if left[lane] == 0:
-                left[lane] = hold_steps(cumulative, uniform[i])
-                for j in range(components):
-                    held[lane, j] = normal[i, j]
-            left[lane] -= 1
+        if left[lane] == 0:
+            left[lane] = hold_steps(cumulative, uniform[i])
+            for j in range(components):
+                held[lane, j] = normal[i, j]
+        left[lane] -= 1
         for j in range(components):
-            noise = normal[i, j]
             deviation = std[i, j]
             if explorer[lane]:
-                noise = held[lane, j]
                 deviation = max(factor * deviation, least)
-            out[i, j] = tanh(mean[i, j] + deviation * noise)
+            out[i, j] = tanh(mean[i, j] + deviation * held[lane, j])
 
 
 @kernel()
