@@ -38,9 +38,9 @@ def test_a_batch_by_hand(shape):
     kinds = {f: getattr(out, f).dtype for f in Batch.__dataclass_fields__}
     assert kinds == {
         "obs": np.float32, "action": np.int32 if shape.discrete else np.float32,
-        "reward": np.float32, "discount": np.float32, "next_obs": np.float32,
-        "leaf": np.int64, "serial": np.int64, "priority": np.float64, "version": np.uint32,
-        "obs_mean": np.float32, "obs_scale": np.float32, "reward_scale": np.float32, "action_words": np.int32,
+        "reward": np.float32, "discount": np.float32, "next_obs": np.float32, "leaf": np.int64,
+        "serial": np.int64, "priority": np.float64, "version": np.uint32, "obs_mean": np.float32,
+        "obs_scale": np.float32, "reward_scale": np.float32, "action_words": np.int32,
     }  # fmt: skip
 
 

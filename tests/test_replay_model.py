@@ -24,7 +24,6 @@ from oracles import (
     naive_window,
 )
 
-LANE_ROWS = 8  # 1024 rows in 128 lanes, so that rings wrap every few chunks
 LANES = (0, 1, 126, 127)  # workers of two lanes at both ends of the tree
 
 STEP = st.sampled_from(["step"] * 6 + ["first", "terminated", "truncated", "both"])
@@ -36,12 +35,16 @@ class ReplayAgainstList(RuleBasedStateMachine):
     """Two workers send episodes, die, and forget boundary rows; a learner is batches late."""
 
     shape = VECTOR
+    lane_rows = 8  # so that rings wrap every few chunks
 
     def __init__(self) -> None:
         super().__init__()
         self.n_step = 3
-        self.memory = make(n_lanes=128, n_step=self.n_step, batch_size=16, seed=9, shape=self.shape)
-        self.naive = NaiveReplay(128, LANE_ROWS, self.n_step, 0.9, self.shape.stack)
+        self.memory = make(
+            n_lanes=128, capacity=128 * self.lane_rows, n_step=self.n_step, batch_size=16, seed=9,
+            shape=self.shape,
+        )  # fmt: skip
+        self.naive = NaiveReplay(128, self.lane_rows, self.n_step, 0.9, self.shape.stack)
         self.late: list[Batch] = []
         self.sent = 0
 
@@ -101,7 +104,7 @@ class ReplayAgainstList(RuleBasedStateMachine):
             return
         self.memory.sample(out)
         for b in range(16):
-            lane = int(out.leaf[b]) // LANE_ROWS
+            lane = int(out.leaf[b]) // self.lane_rows
             serial = int(out.serial[b])
             assert (lane, serial) in self.naive.priority
             assert self.naive.leaf(lane, serial) == out.leaf[b]
@@ -132,7 +135,7 @@ class ReplayAgainstList(RuleBasedStateMachine):
         stale = self.memory.stale
         applied = self.memory.update_priorities(out.leaf, out.serial, out.priority)
         wanted = [
-            self.naive.update(int(leaf) // LANE_ROWS, int(serial), float(p))
+            self.naive.update(int(leaf) // self.lane_rows, int(serial), float(p))
             for leaf, serial, p in zip(out.leaf, out.serial, out.priority, strict=True)
         ]
         self.naive.end_update(out.priority.tolist())
@@ -159,6 +162,7 @@ class StacksAgainstList(ReplayAgainstList):
     """Stacks of 3 frames of uint8."""
 
     shape = PIXELS
+    lane_rows = 16  # a row and the one whose history it takes are not always in one node
 
 
 LIVES = settings(deadline=None, derandomize=True, max_examples=30, stateful_step_count=25)

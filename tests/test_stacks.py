@@ -136,6 +136,14 @@ def test_whole_lanes_at_once():
     assert sampleable(memory) == [24 + s % 8 for s in sorted(range(54, 59), key=lambda s: s % 8)]
 
 
+def test_the_row_whose_history_goes_is_in_another_node():
+    # 16 rows, two nodes: serial 22 goes to slot 6 and takes slot 8's leaf; single rows, then more
+    memory = fed(RESET, *[0] * 15, n_lanes=64, lane=1)
+    for n in [1] * 20 + [2, 3, 5, 7, 11]:
+        fed(*[0] * n, memory=memory, lane=1)
+    assert memory.size == 16 - 2 - 1
+
+
 def test_a_lane_as_short_as_allowed():
     # n = 4, stacks of 3 in 8 rows: four wait, two lack their history, two are left
     memory = fed(RESET, *[0] * 7, n_step=4, n_lanes=128)
