@@ -88,9 +88,13 @@ def test_episodes_shorter_than_a_stack():
 def test_a_first_row_ends_the_walk_by_its_flag_alone():
     flags = np.array([0, RESET, 0, 0], np.uint8)
     obs = np.arange(1, 9, dtype=np.float32).reshape(4, 2)
-    out = np.full((3, 6), 99, np.float32)
-    gather_stacks(np.array([1, 2, 3]), 3, 4, flags, obs, out)
-    assert out.tolist() == [[0, 0, 0, 0, 3, 4], [0, 0, 3, 4, 5, 6], [3, 4, 5, 6, 7, 8]]
+    out = np.full((3, 3, 2), 99, np.float32)
+    gather_stacks(np.array([1, 2, 3]), 4, flags, obs, out)
+    assert out.reshape(3, 6).tolist() == [
+        [0, 0, 0, 0, 3, 4],
+        [0, 0, 3, 4, 5, 6],
+        [3, 4, 5, 6, 7, 8],
+    ]
 
 
 def test_a_successor_s_first_row_without_the_flag():

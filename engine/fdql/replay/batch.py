@@ -118,33 +118,35 @@ def gather_obs(row: I64, obs: Obs, out: Obs) -> None:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def gather_stacks(row: I64, stack: int, lane_rows: int, flags: U8, obs: Obs, out: Obs) -> None:
+def gather_stacks(row: I64, lane_rows: int, flags: U8, obs: Obs, out: Obs) -> None:
     """Copy the frame of each row and those before it in its episode, each once, no temporary.
 
     row    (>= B,) int64, rows none of whose stack - 1 predecessors in the lane is overwritten
     flags  (rows,) uint8, obs (rows, F): columns of the store
-    out    (B, stack * F) of obs's dtype, written: oldest frame first, zeros before the episode
+    out    (B, stack, F) of obs's dtype, written: oldest frame first, zeros before the episode
 
     An episode begins at its RESET flag, and behind a BOUNDARY row whether or not the flag is there.
     A BOUNDARY row is the newest of its own episode, so this holds for final observations too. What
     was never written is zero, flags too: a lane's first episode needs no flag either.
     """
+    last = out.shape[1] - 1
     width = obs.shape[1]
     for b in range(out.shape[0]):
         at = row[b]
         first = at // lane_rows * lane_rows
-        left = (stack - 1) * width  # where the next frame goes
+        place = last
         for k in range(width):
-            out[b, left + k] = obs[at, k]
-        while left > 0 and not flags[at] & RESET:
+            out[b, place, k] = obs[at, k]
+        while place > 0 and not flags[at] & RESET:
             at = at - 1 if at > first else first + lane_rows - 1
             if flags[at] & BOUNDARY:
                 break
-            left -= width
+            place -= 1
             for k in range(width):
-                out[b, left + k] = obs[at, k]
-        for k in range(left):
-            out[b, k] = 0
+                out[b, place, k] = obs[at, k]
+        for empty in range(place):
+            for k in range(width):
+                out[b, empty, k] = 0
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -171,6 +173,7 @@ def gather_rows(
         gather_obs(row, obs, out_obs)
         gather_obs(end, obs, out_next)
     else:
-        gather_stacks(row, stack, lane_rows, flags, obs, out_obs)
-        gather_stacks(end, stack, lane_rows, flags, obs, out_next)
+        shape = (row.size, stack, obs.shape[1])
+        gather_stacks(row, lane_rows, flags, obs, out_obs.reshape(shape))
+        gather_stacks(end, lane_rows, flags, obs, out_next.reshape(shape))
     gather_actions(row, action, version, out_action, out_version)
