@@ -18,10 +18,11 @@ import numpy as np
 import pytest
 from fdql.config import ReplayConfig
 from fdql.replay.replay import Batch, Replay
-from fdql.shm.chunk import ChunkSchema
+from fdql.shm.chunk import ChunkSchema, RowShape
 
 BATCH, OBS, ACTIONS, LANES, CHUNK, N_STEP, DISCOUNT = 256, 32, 6, 8, 64, 3, 0.99
 SIZES = (1 << 14, 1 << 20)
+SHAPE = RowShape(obs_dim=OBS, action_dim=ACTIONS, discrete=False)
 
 Columns = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # obs, next obs, reward, discount
 
@@ -29,10 +30,10 @@ Columns = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # obs, next obs
 def filled(rows: int) -> Replay:
     """A full replay; row s of lane l has observation 8 s + l in every component and reward 1."""
     memory = Replay(
-        ReplayConfig(capacity=rows, n_step=N_STEP), n_lanes=LANES, obs_dim=OBS, action_dim=ACTIONS,
-        discrete=False, discount=DISCOUNT, v_max=5.0, batch_size=BATCH, seed=0,
+        ReplayConfig(capacity=rows, n_step=N_STEP), shape=SHAPE, n_lanes=LANES,
+        discount=DISCOUNT, v_max=5.0, batch_size=BATCH, seed=0,
     )  # fmt: skip
-    schema = ChunkSchema(CHUNK, OBS, ACTIONS, discrete=False)
+    schema = ChunkSchema(CHUNK, SHAPE)
     views = schema.views(bytearray(schema.nbytes))
     views.lane[:] = np.arange(CHUNK) % LANES
     views.reward[:] = 1.0
@@ -44,7 +45,7 @@ def filled(rows: int) -> Replay:
 
 def fdql_sample(rows: int) -> Callable[[], Columns]:
     memory = filled(rows)
-    out = Batch.allocate(BATCH, OBS, ACTIONS, False)
+    out = Batch.allocate(BATCH, SHAPE)
 
     def sample() -> Columns:
         memory.sample(out)
@@ -144,7 +145,7 @@ def test_windows_and_gather_256(benchmark, rows, order):
     """What the ascending order of stratified draws is worth."""
     benchmark.group = f"windows and gather of {rows} rows"
     memory = filled(rows)
-    out = Batch.allocate(BATCH, OBS, ACTIONS, False)
+    out = Batch.allocate(BATCH, SHAPE)
     rng = np.random.default_rng(0)
     draws = [rng.choice(np.flatnonzero(memory.tree.leaves), BATCH) for _ in range(64)]
     if order == "ascending":
@@ -161,7 +162,7 @@ def test_windows_and_gather_256(benchmark, rows, order):
 
 def fdql_ingest(rows: int) -> Callable[[], np.ndarray]:
     memory = filled(rows)
-    schema = ChunkSchema(CHUNK, OBS, ACTIONS, discrete=False)
+    schema = ChunkSchema(CHUNK, SHAPE)
     views = schema.views(bytearray(schema.nbytes))
     views.lane[:] = np.arange(CHUNK) % LANES
     views.obs[:] = np.arange(CHUNK)[:, None]
@@ -204,7 +205,7 @@ def test_ingest_64(benchmark, maker, rows):
 def test_priorities_back_256(benchmark, rows):
     """Check, drop the stale, write, repair."""
     memory = filled(rows)
-    batches = [Batch.allocate(BATCH, OBS, ACTIONS, False) for _ in range(64)]
+    batches = [Batch.allocate(BATCH, SHAPE) for _ in range(64)]
     rng = np.random.default_rng(0)
     for out in batches:
         memory.sample(out)
@@ -228,7 +229,9 @@ f = numba.njit("f8(f8)", cache=False)(lambda x: x)
 t = time.perf_counter()
 from fdql.config import ReplayConfig
 from fdql.replay.replay import Replay
-Replay(ReplayConfig(capacity=1 << 14), n_lanes=8, obs_dim=32, action_dim=6, discrete=False,
+from fdql.shm.chunk import RowShape
+shape = RowShape(obs_dim=32, action_dim=6, discrete=False)
+Replay(ReplayConfig(capacity=1 << 14), shape=shape, n_lanes=8,
        discount=0.99, v_max=5.0, batch_size=256, seed=0)
 print(time.perf_counter() - t)
 """

@@ -46,10 +46,8 @@ class Row:
         return bool(self.flags & flag)
 
 
-def naive_window(
-    rows: list[Row], t: int, n: int, discount: float
-) -> tuple[float, float, tuple[float, ...]]:
-    """(sum of discounted rewards, discount of the bootstrap, observation after) of rows[t].
+def naive_window(rows: list[Row], t: int, n: int, discount: float) -> tuple[float, float, int]:
+    """(sum of discounted rewards, discount of the bootstrap, row that follows) of rows[t].
 
     Rows of one lane in the order of time. At most n steps; stops after a step that terminated, or
     that a BOUNDARY row follows.
@@ -60,9 +58,21 @@ def naive_window(
         total += discount**m * row.reward
         m += 1
         if row.has(TERMINATED):
-            return total, 0.0, rows[t + m].obs
+            return total, 0.0, t + m
         if m == n or rows[t + m].has(BOUNDARY):
-            return total, discount**m, rows[t + m].obs
+            return total, discount**m, t + m
+
+
+def naive_stack(rows: list[Row], t: int, stack: int) -> list[float]:
+    """Observations of the newest `stack` rows up to rows[t], oldest first, one after another.
+
+    Zeros stand for what would lie before the episode, which starts at its RESET row or behind a
+    BOUNDARY row.
+    """
+    starts = [i for i in range(t + 1) if i == 0 or rows[i].has(RESET) or rows[i - 1].has(BOUNDARY)]
+    frames = [row.obs for row in rows[max(starts[-1], t - stack + 1) : t + 1]]
+    missing = (stack - len(frames)) * len(rows[t].obs)
+    return [0.0] * missing + [x for frame in frames for x in frame]
 
 
 @dataclass
@@ -73,6 +83,7 @@ class NaiveReplay:
     lane_rows: int
     n_step: int
     discount: float
+    stack: int = 1
     new_priority: float = 1.0
     lanes: list[list[Row]] = field(default_factory=list)
     priority: dict[tuple[int, int], float] = field(default_factory=dict)
@@ -82,9 +93,6 @@ class NaiveReplay:
     def __post_init__(self) -> None:
         self.lanes = [[] for _ in range(self.n_lanes)]
         self.running = [0.0] * self.n_lanes
-
-    def oldest(self, lane: int) -> int:
-        return max(0, len(self.lanes[lane]) - self.lane_rows)
 
     def is_open(self, lane: int) -> bool:
         rows = self.lanes[lane]
@@ -122,7 +130,7 @@ class NaiveReplay:
 
     def can_be_sampled(self, lane: int, serial: int) -> bool:
         rows = self.lanes[lane]
-        if serial < self.oldest(lane) or rows[serial].has(BOUNDARY):
+        if serial - (self.stack - 1) < len(rows) - self.lane_rows or rows[serial].has(BOUNDARY):
             return False
         after = rows[serial + 1 : serial + 1 + self.n_step]
         return len(after) == self.n_step or any(r.has(BOUNDARY) for r in after)

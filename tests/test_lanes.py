@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from fdql.replay.lanes import HEAD, MARK, OPEN, PENDING, SAMPLEABLE, STEPS, LaneStore
 from fdql.replay.sum_tree import SumTree
-from fdql.shm.chunk import ChunkSchema
+from fdql.shm.chunk import ChunkSchema, RowShape
 from oracles import BOUNDARY, EXPLORER, RESET, TERMINATED, TRUNCATED
+
+SHAPE = RowShape(obs_dim=1, action_dim=2, discrete=True)
 
 
 class Lanes:
     """A store and a tree, fed with chunks of rows; the observation is a running number."""
 
-    def __init__(self, *, lane_rows=8, n_lanes=1, n_step=3):
+    def __init__(self, *, lane_rows=8, n_lanes=1, n_step=3, stack=1):
         self.store = LaneStore(
-            n_lanes=n_lanes, lane_rows=lane_rows, obs_dim=1, words=1, n_step=n_step
+            n_lanes=n_lanes, lane_rows=lane_rows, shape=replace(SHAPE, stack=stack), n_step=n_step
         )
         self.tree = SumTree(n_lanes * lane_rows)
         self.priority = 1.0
@@ -23,7 +27,7 @@ class Lanes:
 
     def send(self, *rows, first_lane=0, lanes=None, close=False):
         """Rows are flags, or (lane, flags): one chunk of a worker with `lanes` lanes."""
-        schema = ChunkSchema(max(1, len(rows)), 1, 2, discrete=True)
+        schema = ChunkSchema(max(1, len(rows)), SHAPE)
         views = schema.views(bytearray(schema.nbytes))
         for k, row in enumerate(rows):
             views.lane[k], views.flags[k] = row if isinstance(row, tuple) else (0, row)
@@ -261,6 +265,6 @@ def test_check_valid_finds_a_wrong_leaf():
 
 
 def test_lanes_are_whole_nodes_and_long_enough():
-    for lane_rows, n_step in ((12, 3), (8, 7), (0, 1)):
+    for lane_rows, n_step, stack in ((12, 3, 1), (8, 7, 1), (0, 1, 1), (8, 4, 4)):
         with pytest.raises(ValueError, match=f"lane_rows = {lane_rows}: must be a multiple of 8"):
-            LaneStore(n_lanes=1, lane_rows=lane_rows, obs_dim=1, words=1, n_step=n_step)
+            Lanes(lane_rows=lane_rows, n_step=n_step, stack=stack)

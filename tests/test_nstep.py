@@ -113,7 +113,6 @@ def test_random_lanes_against_a_loop(lengths, tail, n_step, turn, seed):
         rows += [Row((), reward=float(rng.integers(-9, 9)), flags=f) for f in ends]
         rows.append(Row((), flags=BOUNDARY))
     rows += [Row((), reward=float(rng.integers(-9, 9))) for _ in range(tail)]
-    rows = [Row((float(i),), r.action, r.reward, r.flags) for i, r in enumerate(rows)]
     size = len(rows)
     slot = (np.arange(size) + turn) % size
     flags, rewards = np.zeros(size, np.uint8), np.zeros(size, np.float32)
@@ -130,8 +129,8 @@ def test_random_lanes_against_a_loop(lengths, tail, n_step, turn, seed):
         flags, rewards, slot[starts], n_step=n_step, discount=0.9, head=head
     )
     for k, t in enumerate(starts):
-        naive_total, naive_bootstrap, naive_obs = naive_window(rows, t, n_step, 0.9)
+        naive_total, naive_bootstrap, naive_end = naive_window(rows, t, n_step, 0.9)
         assert serial[k] == turn + t
-        assert (end[k] - turn) % size == naive_obs[0]
+        assert (end[k] - turn) % size == naive_end
         assert total[k] == pytest.approx(naive_total, abs=1e-4)
         assert bootstrap[k] == pytest.approx(naive_bootstrap)

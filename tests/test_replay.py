@@ -6,28 +6,29 @@ import math
 
 import numpy as np
 import pytest
-from chunks import ACTIONS, OBS, chunk_of, make, numbered
+from chunks import DISCRETE, SHAPES, VECTOR, chunk_of, make, numbered
 from fdql.config import ConfigError
 from fdql.replay.replay import Batch
 from fdql.replay.size import default_capacity, nbytes_for, row_nbytes
 from fdql.replay.sum_tree import NotEnoughData, PriorityError
+from fdql.shm.chunk import RowShape
 from oracles import BOUNDARY, RESET, TERMINATED, TRUNCATED, Row
 
 
-@pytest.mark.parametrize("discrete", [False, True])
-def test_a_batch_by_hand(discrete):
+@pytest.mark.parametrize("shape", [VECTOR, DISCRETE])
+def test_a_batch_by_hand(shape):
     """One sampleable row: discount .9, rewards 0, 1, 2, n = 3."""
-    memory = make(discrete=discrete, batch_size=4)
-    assert memory.ingest(chunk_of(numbered(4), discrete), 4, 2, lanes_of_worker=2) == 4
+    memory = make(shape=shape, batch_size=4)
+    assert memory.ingest(chunk_of(numbered(4), shape), 4, 2, lanes_of_worker=2) == 4
     assert (memory.steps, memory.size) == (4, 1)
-    out = Batch.allocate(4, OBS, ACTIONS, discrete)
+    out = Batch.allocate(4, shape)
     memory.sample(out)
     lane_rows = memory.capacity // 4
     assert out.leaf.tolist() == [2 * lane_rows] * 4
     assert out.serial.tolist() == [0] * 4
     assert out.obs.tolist() == [[0, 0, 0]] * 4
     assert out.next_obs.tolist() == [[3, 3, 3]] * 4
-    assert out.action.tolist() == ([0] * 4 if discrete else [[0, 0]] * 4)
+    assert out.action.tolist() == ([0] * 4 if shape.discrete else [[0, 0]] * 4)
     assert out.reward == pytest.approx([0 + 0.9 * 1 + 0.81 * 2] * 4)
     assert out.discount == pytest.approx([0.729] * 4)
     assert out.version.tolist() == [0] * 4
@@ -36,9 +37,9 @@ def test_a_batch_by_hand(discrete):
     assert out.reward_scale[0] == pytest.approx(np.std([0, 1, 2.9, 5.61]))
     kinds = {f: getattr(out, f).dtype for f in Batch.__dataclass_fields__}
     assert kinds == {
-        "obs": np.float32, "action": np.int32 if discrete else np.float32, "reward": np.float32,
-        "discount": np.float32, "next_obs": np.float32, "leaf": np.int64, "serial": np.int64,
-        "priority": np.float64, "version": np.uint32, "obs_mean": np.float32,
+        "obs": np.float32, "action": np.int32 if shape.discrete else np.float32,
+        "reward": np.float32, "discount": np.float32, "next_obs": np.float32, "leaf": np.int64,
+        "serial": np.int64, "priority": np.float64, "version": np.uint32, "obs_mean": np.float32,
         "obs_scale": np.float32, "reward_scale": np.float32, "action_words": np.int32,
     }  # fmt: skip
 
@@ -47,7 +48,7 @@ def test_the_final_observation_is_used_and_never_the_reset_one():
     memory = make(batch_size=64)
     flags = {1: TRUNCATED, 2: BOUNDARY, 3: RESET, 4: TERMINATED, 5: BOUNDARY, 6: RESET}
     memory.ingest(chunk_of(numbered(7, flags)), 7, 0, lanes_of_worker=1)
-    out = Batch.allocate(64, OBS, ACTIONS, False)
+    out = Batch.allocate(64, VECTOR)
     memory.sample(out)
     assert set(out.leaf.tolist()) == {0, 1, 3, 4}
     for leaf, after, discount in zip(out.leaf, out.next_obs[:, 0], out.discount, strict=True):
@@ -57,7 +58,7 @@ def test_the_final_observation_is_used_and_never_the_reset_one():
 
 def test_nothing_to_sample_yet():
     memory = make()
-    out = Batch.allocate(32, OBS, ACTIONS, False)
+    out = Batch.allocate(32, VECTOR)
     with pytest.raises(NotEnoughData):
         memory.sample(out)
     memory.ingest(chunk_of(numbered(3)), 3, 0, lanes_of_worker=1)
@@ -71,7 +72,7 @@ def test_stale_priorities_are_dropped():
     # 64 lanes: 16 rows each. Drawn, then overwritten by 16 newer rows: nothing may be written.
     memory = make(n_lanes=64, batch_size=8)
     memory.ingest(chunk_of(numbered(8)), 8, 0, lanes_of_worker=1)
-    out = Batch.allocate(8, OBS, ACTIONS, False)
+    out = Batch.allocate(8, VECTOR)
     memory.sample(out)
     memory.ingest(chunk_of(numbered(16)), 16, 0, lanes_of_worker=1)
     before = memory.tree.tree.copy()
@@ -98,7 +99,7 @@ def test_rows_that_cannot_be_sampled_take_no_priority():
 def test_a_row_drawn_twice_keeps_its_last_priority():
     memory = make(batch_size=3)
     memory.ingest(chunk_of(numbered(4)), 4, 0, lanes_of_worker=1)
-    out = Batch.allocate(3, OBS, ACTIONS, False)
+    out = Batch.allocate(3, VECTOR)
     memory.sample(out)
     assert memory.update_priorities(out.leaf, out.serial, np.array([3.0, 5.0, 2.0])) == 3
     assert memory.tree.leaves[0] == memory.tree.total == 2.0
@@ -148,7 +149,7 @@ def test_refused_chunks_change_nothing():
     with pytest.raises(ValueError, match=r"lanes 0\.\.4: this replay has 4"):
         memory.close_lanes(0, 5)
     with pytest.raises(ValueError, match="a batch of 31: this replay draws 32 rows"):
-        memory.sample(Batch.allocate(31, OBS, ACTIONS, False))
+        memory.sample(Batch.allocate(31, VECTOR))
     assert memory.steps == 0
     assert not memory.rows.table.any()
 
@@ -194,16 +195,28 @@ def test_too_many_lanes_for_the_capacity():
 
 
 @pytest.mark.parametrize(("n_lanes", "capacity"), [(1, 1024), (7, 1024), (64, 4096), (3, 100_000)])
-def test_the_announced_size_is_the_real_one(n_lanes, capacity):
-    memory = make(n_lanes=n_lanes, capacity=capacity)
-    assert memory.nbytes == nbytes_for(capacity, n_lanes, OBS, ACTIONS, False)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_announced_size_is_the_real_one(n_lanes, capacity, shape):
+    memory = make(n_lanes=n_lanes, capacity=capacity, shape=shape)
+    assert memory.nbytes == nbytes_for(capacity, n_lanes, shape)
     assert capacity <= memory.capacity <= capacity + 8 * n_lanes
     # lanes of whole nodes: 8 more rows per lane at most; sums a seventh of the leaves
-    assert memory.nbytes <= (capacity + 8 * n_lanes) * row_nbytes(OBS, ACTIONS, False) + 4096
+    assert memory.nbytes <= (capacity + 8 * n_lanes) * row_nbytes(shape) + 4096
+
+
+def discrete(obs_dim, **kind) -> RowShape:
+    return RowShape(obs_dim=obs_dim, action_dim=4, discrete=True, **kind)
 
 
 def test_the_default_capacity():
-    assert default_capacity(4, 2, True) == 1_000_000
+    assert default_capacity(discrete(4)) == 1_000_000
     # an observation of 28,224 floats: 2 GiB hold 19,018 rows of 112,919 bytes
-    assert default_capacity(28_224, 4, True) == (2 << 30) // (4 * 28_224 + 4 + 9 + 10)
-    assert default_capacity(10**7, 4, True) == 1024
+    assert default_capacity(discrete(28_224)) == (2 << 30) // (4 * 28_224 + 4 + 9 + 10)
+    assert default_capacity(discrete(10**7)) == 1024
+
+
+def test_the_size_of_images():
+    # 84 x 84 bytes, whatever the stack, for each frame is stored once; 2 GiB hold 303,359 of them
+    frames = discrete(84 * 84, pixels=True, stack=4)
+    assert row_nbytes(frames) == 7056 + 4 + 9 + 10
+    assert default_capacity(frames) == (2 << 30) // 7079 == 303_359

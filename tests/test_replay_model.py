@@ -6,15 +6,24 @@ import math
 
 import numpy as np
 import pytest
-from chunks import ACTIONS, OBS, V_MAX, chunk_of, make
+from chunks import PIXELS, V_MAX, VECTOR, chunk_of, make
 from fdql.replay.replay import Batch
 from fdql.replay.sum_tree import NotEnoughData
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from oracles import BOUNDARY, EXPLORER, RESET, TERMINATED, TRUNCATED, NaiveReplay, Row, naive_window
+from oracles import (
+    BOUNDARY,
+    EXPLORER,
+    RESET,
+    TERMINATED,
+    TRUNCATED,
+    NaiveReplay,
+    Row,
+    naive_stack,
+    naive_window,
+)
 
-LANE_ROWS = 8  # 1024 rows in 128 lanes, so that rings wrap every few chunks
 LANES = (0, 1, 126, 127)  # workers of two lanes at both ends of the tree
 
 STEP = st.sampled_from(["step"] * 6 + ["first", "terminated", "truncated", "both"])
@@ -25,26 +34,36 @@ EVENT = st.tuples(st.integers(0, 1), st.one_of(STEP, STEP, STEP, LOST), st.boole
 class ReplayAgainstList(RuleBasedStateMachine):
     """Two workers send episodes, die, and forget boundary rows; a learner is batches late."""
 
+    shape = VECTOR
+    lane_rows = 8  # so that rings wrap every few chunks
+
     def __init__(self) -> None:
         super().__init__()
         self.n_step = 3
-        self.memory = make(n_lanes=128, n_step=self.n_step, batch_size=16, seed=9)
-        self.naive = NaiveReplay(128, LANE_ROWS, self.n_step, 0.9)
+        self.memory = make(
+            n_lanes=128, capacity=128 * self.lane_rows, n_step=self.n_step, batch_size=16, seed=9,
+            shape=self.shape,
+        )  # fmt: skip
+        self.naive = NaiveReplay(128, self.lane_rows, self.n_step, 0.9, self.shape.stack)
         self.late: list[Batch] = []
         self.sent = 0
 
     def row(self, kind: str, explorer: bool) -> list[Row]:
         self.sent += 1
         obs = (float(self.sent), float(self.sent % 7), 1.0)
+        final = (-obs[0], 0.0, 0.0)
+        if self.shape.pixels:
+            obs = (self.sent % 256, self.sent // 256, 1)
+            final = (*obs[:2], 2)
         if kind == "boundary":
             return [Row(obs, flags=BOUNDARY, version=self.sent)]
         flags = (RESET if kind == "first" else 0) | (EXPLORER if explorer else 0)
         flags |= TERMINATED if kind.startswith(("terminated", "both")) else 0
         flags |= TRUNCATED if kind.startswith(("truncated", "both")) else 0
         reward = float(self.sent % 5 - 2)
-        rows = [Row(obs, (0.5, float(self.sent)), reward, flags, self.sent)]
+        rows = [Row(obs, (float(self.sent), 0.5), reward, flags, self.sent)]
         if kind in ("terminated", "truncated", "both"):
-            rows.append(Row((-obs[0], 0.0, 0.0), flags=BOUNDARY, version=self.sent))
+            rows.append(Row(final, flags=BOUNDARY, version=self.sent))
         return rows
 
     @rule(
@@ -56,7 +75,11 @@ class ReplayAgainstList(RuleBasedStateMachine):
         rows = [(lane, r) for lane, kind, explorer in events for r in self.row(kind, explorer)]
         first = LANES[2 * worker]
         steps = self.memory.ingest(
-            chunk_of(rows), len(rows), first, new_incarnation=new_incarnation, lanes_of_worker=2
+            chunk_of(rows, self.shape),
+            len(rows),
+            first,
+            new_incarnation=new_incarnation,
+            lanes_of_worker=2,
         )
         if new_incarnation:
             self.naive.close(first)
@@ -74,14 +97,14 @@ class ReplayAgainstList(RuleBasedStateMachine):
 
     @rule()
     def sample(self):
-        out = Batch.allocate(16, OBS, ACTIONS, False)
+        out = Batch.allocate(16, self.shape)
         if not self.naive.priority:
             with pytest.raises(NotEnoughData):
                 self.memory.sample(out)
             return
         self.memory.sample(out)
         for b in range(16):
-            lane = int(out.leaf[b]) // LANE_ROWS
+            lane = int(out.leaf[b]) // self.lane_rows
             serial = int(out.serial[b])
             assert (lane, serial) in self.naive.priority
             assert self.naive.leaf(lane, serial) == out.leaf[b]
@@ -90,15 +113,19 @@ class ReplayAgainstList(RuleBasedStateMachine):
             assert out.reward[b] == pytest.approx(total, abs=1e-5)
             assert out.discount[b] == pytest.approx(discount)
             if discount:  # after a terminal step the observation is not used
-                assert out.next_obs[b].tolist() == list(after)
-            assert out.obs[b].tolist() == list(rows[serial].obs)
-            assert out.action[b].tolist() == list(rows[serial].action)
+                assert out.next_obs[b].tolist() == naive_stack(rows, after, self.shape.stack)
+            assert out.obs[b].tolist() == naive_stack(rows, serial, self.shape.stack)
+            action = rows[serial].action
+            assert out.action[b].tolist() == (action[0] if self.shape.discrete else list(action))
             assert out.version[b] == rows[serial].version
+        self.late.append(out)
+        if self.shape.pixels:
+            assert out.obs_mean.size == out.obs_scale.size == 0
+            return
         mean, variance = self.naive.obs_moments()
         assert out.obs_mean == pytest.approx(mean, rel=1e-5, abs=1e-5)
         scale = [1 / math.sqrt(v + 1e-8) for v in variance]
         assert out.obs_scale == pytest.approx(scale, rel=1e-3)
-        self.late.append(out)
 
     @precondition(lambda self: self.late)
     @rule(which=st.integers(0, 9), seed=st.integers(0, 99))
@@ -108,7 +135,7 @@ class ReplayAgainstList(RuleBasedStateMachine):
         stale = self.memory.stale
         applied = self.memory.update_priorities(out.leaf, out.serial, out.priority)
         wanted = [
-            self.naive.update(int(leaf) // LANE_ROWS, int(serial), float(p))
+            self.naive.update(int(leaf) // self.lane_rows, int(serial), float(p))
             for leaf, serial, p in zip(out.leaf, out.serial, out.priority, strict=True)
         ]
         self.naive.end_update(out.priority.tolist())
@@ -131,7 +158,15 @@ class ReplayAgainstList(RuleBasedStateMachine):
             assert self.memory.reward_scale == pytest.approx(self.naive.reward_scale(V_MAX))
 
 
+class StacksAgainstList(ReplayAgainstList):
+    """Stacks of 3 frames of uint8."""
+
+    shape = PIXELS
+    lane_rows = 16  # a row and the one whose history it takes are not always in one node
+
+
+LIVES = settings(deadline=None, derandomize=True, max_examples=30, stateful_step_count=25)
 TestReplayAgainstList = ReplayAgainstList.TestCase
-TestReplayAgainstList.settings = settings(
-    deadline=None, derandomize=True, max_examples=30, stateful_step_count=25
-)
+TestReplayAgainstList.settings = LIVES
+TestStacksAgainstList = StacksAgainstList.TestCase
+TestStacksAgainstList.settings = LIVES

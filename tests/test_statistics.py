@@ -5,14 +5,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from fdql.replay.statistics import Statistics
-from fdql.shm.chunk import ChunkSchema, ChunkViews
+from fdql.shm.chunk import ChunkSchema, ChunkViews, RowShape
 from oracles import BOUNDARY, RESET, TERMINATED, TRUNCATED
 
 
-def chunk_of(rewards, obs=None, *, lanes=None, flags=None) -> tuple[ChunkViews, int]:
+def shape_of(obs_dim: int, pixels: bool = False) -> RowShape:
+    return RowShape(obs_dim=obs_dim, action_dim=1, discrete=True, pixels=pixels)
+
+
+def chunk_of(rewards, obs=None, *, lanes=None, flags=None, pixels=False) -> tuple[ChunkViews, int]:
     n = len(rewards)
     obs = np.zeros((n, 2)) if obs is None else np.asarray(obs)
-    schema = ChunkSchema(n, obs.shape[1], 1, discrete=True)
+    schema = ChunkSchema(n, shape_of(obs.shape[1], pixels))
     views = schema.views(bytearray(schema.nbytes))
     views.reward[:] = rewards
     views.obs[:] = obs
@@ -21,8 +25,9 @@ def chunk_of(rewards, obs=None, *, lanes=None, flags=None) -> tuple[ChunkViews, 
     return views, n
 
 
-def fresh(discount=0.9, v_max=5.0, n_lanes=4, obs_dim=2) -> Statistics:
-    return Statistics(n_lanes=n_lanes, obs_dim=obs_dim, discount=discount, v_max=v_max)
+def fresh(discount=0.9, v_max=5.0, n_lanes=4, obs_dim=2, pixels=False) -> Statistics:
+    shape = shape_of(obs_dim, pixels)
+    return Statistics(n_lanes=n_lanes, shape=shape, discount=discount, v_max=v_max)
 
 
 def test_reward_scale_by_hand():
@@ -101,6 +106,15 @@ def test_before_the_first_step_nothing_is_scaled():
     statistics.observe(*chunk_of([0], flags=[BOUNDARY]), 0)
     assert statistics.obs_mean.tolist() == [0, 0]
     assert statistics.obs_scale.tolist() == [1, 1]
+
+
+def test_images_have_reward_sums_only():
+    # sums 1, 1.9, 2.71 as above
+    statistics = fresh(pixels=True)
+    statistics.observe(*chunk_of([1, 1, 1], np.full((3, 2), 255), pixels=True), 0)
+    assert statistics.obs_mean.size == statistics.obs_scale.size == statistics.moments.size == 0
+    statistics.rescale()
+    assert statistics.reward_scale == pytest.approx(0.698, abs=5e-4)
 
 
 def test_a_constant_component_has_a_finite_scale():

@@ -97,7 +97,7 @@ def hand_over(plan: RunPlan, processes: Processes) -> int:
         chunk.flags[:n] = np.select(
             [at == 0, at == EPISODE - 2, at == EPISODE - 1], [RESET, TRUNCATED, BOUNDARY], 0
         )
-        chunk.obs[:n] = rng.standard_normal((n, schema.obs_dim), dtype=np.float32)
+        chunk.obs[:n] = rng.standard_normal((n, schema.shape.obs_dim), dtype=np.float32)
         chunk.reward[:n] = rng.standard_normal(n, dtype=np.float32)
         if plan.env.discrete:
             chunk.action[:n] = rng.integers(0, plan.env.action_dim, n)

@@ -133,9 +133,9 @@ def check_memory(config: Config, env: EnvSpec) -> tuple[Config, int]:
     assert config.workers is not None
     assert config.envs_per_worker is not None
     lanes = config.workers * config.envs_per_worker
-    per_row = row_nbytes(env.obs_dim, env.action_dim, env.discrete)
-    capacity = config.replay.capacity or default_capacity(env.obs_dim, env.action_dim, env.discrete)
-    needed = nbytes_for(capacity, lanes, env.obs_dim, env.action_dim, env.discrete)
+    per_row = row_nbytes(env.rows)
+    capacity = config.replay.capacity or default_capacity(env.rows)
+    needed = nbytes_for(capacity, lanes, env.rows)
     usable = int(available_memory() * USABLE)
     if needed > usable:
         raise ConfigError(

@@ -6,8 +6,6 @@ hold the interpreter's lock, so batches are filled while an update runs.
 
 from __future__ import annotations
 
-from typing import Any
-
 from fdql.proc.governor import Governor
 from fdql.proc.memory import RECORD_TRAINER, RunMemory
 from fdql.profile import Counter, Mark, Stage
@@ -29,24 +27,18 @@ class Loader:
         self.governor = Governor(config)
         self.rings = [memory.ring_reader(w) for w in range(plan.workers)]
         self.views: list[dict[int, ChunkViews]] = [{} for _ in self.rings]  # slot -> columns
-        shape: dict[str, Any] = {
-            "obs_dim": plan.env.obs_dim,
-            "action_dim": plan.env.action_dim,
-            "discrete": plan.env.discrete,
-        }
+        shape = plan.env.rows
         self.replay = Replay(
             config.replay,
+            shape=shape,
             n_lanes=plan.lanes,
             discount=config.sac.discount,
             v_max=config.sac.v_max,
             batch_size=config.sac.batch_size,
             seed=config.seed,
-            **shape,
         )
         self.batches = [
-            Batch.allocate(
-                config.sac.batch_size, plan.env.obs_dim, plan.env.action_dim, plan.env.discrete
-            )
+            Batch.allocate(config.sac.batch_size, shape)
             for _ in range(config.replay.staged_batches)
         ]
         self.first_use = None if config.trace_seconds is None else FirstUse(self.replay.rows)

@@ -41,6 +41,9 @@ RECORD_TRAINER, RECORD_INFERENCE, RECORD_EVALUATOR, RECORD_WORKERS = 0, 1, 2, 3
 READER_INFERENCE, READER_EVALUATOR = 0, 1
 EVENTS_PER_SECOND = 1 << 14  # of a trace that each thread has room for, 32 bytes each
 
+# Most rows of a chunk of images: at 7 KB a row, a ring of 16 chunks takes 7 MB for each worker.
+PIXEL_CHUNK_ROWS = 64
+
 # The control block's stop word, in the order of a run's end. FINISH: workers, inference and trainer
 # leave;
 # LAST: the evaluator plays the last policy once more and leaves; STOP: everyone leaves now.
@@ -126,10 +129,11 @@ class RunPlan:
 
     @property
     def chunk(self) -> ChunkSchema:
-        """Columns of a transition chunk."""
-        return ChunkSchema(
-            self.config.engine.chunk_rows, self.env.obs_dim, self.env.action_dim, self.env.discrete
-        )
+        """Columns of a transition chunk; a group's step fits twice, for each may end an episode."""
+        rows = self.config.engine.chunk_rows
+        if self.env.rows.pixels:
+            rows = min(rows, max(PIXEL_CHUNK_ROWS, 2 * self.envs_per_group))
+        return ChunkSchema(rows, self.env.rows)
 
     @property
     def obs_bytes(self) -> int:

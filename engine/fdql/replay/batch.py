@@ -10,33 +10,37 @@ from dataclasses import dataclass
 import numpy as np
 from numba import njit
 
-from fdql.replay.lanes import F32, I32, U8, U32
+from fdql.replay.lanes import F32, I32, U8, U32, Obs
 from fdql.replay.sum_tree import F64, I64
-from fdql.shm.chunk import action_words
+from fdql.shm.chunk import BOUNDARY, RESET, RowShape
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
     """B sampled transitions and the statistics of the moment; allocated once, refilled for ever.
 
-    obs, next_obs  (B, O) float32, raw; next_obs is the final observation where the window was cut
+    O = stack * obs_dim numbers make an observation: frame after frame, the newest last, zeros for
+    those before the episode's first.
+
+    obs, next_obs  (B, O) float32 or uint8, raw; next_obs is the final observation where the window
+                   was cut
     action         (B, A) float32 in [-1, 1], or (B,) int32
     reward         (B,)   float32, raw discounted sum over the window
     discount       (B,)   float32, of the bootstrap; 0 after termination
     leaf, serial   (B,)   int64, to hand back with `priority`
     priority       (B,)   float64, written by the learner
     version        (B,)   uint32, version of the policy that chose the action
-    obs_mean       (O,)   float32, running mean
-    obs_scale      (O,)   float32, 1 / sqrt(running variance + 1e-8)
+    obs_mean       (O,)   float32, running mean, equal for all frames of a stack; (0,) for images
+    obs_scale      (O,)   float32, 1 / sqrt(running variance + 1e-8); (0,) for images
     reward_scale   (1,)   float32, divides rewards
     action_words   (B, W) int32, the bytes of `action`
     """
 
-    obs: F32
+    obs: Obs
     action: F32 | I32
     reward: F32
     discount: F32
-    next_obs: F32
+    next_obs: Obs
     leaf: I64
     serial: I64
     priority: F64
@@ -47,25 +51,27 @@ class Batch:
     action_words: I32
 
     @staticmethod
-    def allocate(size: int, obs_dim: int, action_dim: int, discrete: bool) -> Batch:
+    def allocate(size: int, shape: RowShape) -> Batch:
         """A batch of `size` transitions, all zero."""
-        words = np.zeros((size, action_words(discrete, action_dim)), dtype=np.int32)
+        width = shape.stack * shape.obs_dim
+        scaled = 0 if shape.pixels else width
+        words = np.zeros((size, shape.action_words), dtype=np.int32)
 
-        def f32(*shape: int) -> F32:
-            return np.zeros(shape, dtype=np.float32)
+        def f32(*dims: int) -> F32:
+            return np.zeros(dims, dtype=np.float32)
 
         return Batch(
-            obs=f32(size, obs_dim),
-            action=words[:, 0] if discrete else words.view(np.float32),
+            obs=np.zeros((size, width), dtype=shape.obs_dtype),
+            action=words[:, 0] if shape.discrete else words.view(np.float32),
             reward=f32(size),
             discount=f32(size),
-            next_obs=f32(size, obs_dim),
+            next_obs=np.zeros((size, width), dtype=shape.obs_dtype),
             leaf=np.zeros(size, dtype=np.int64),
             serial=np.zeros(size, dtype=np.int64),
             priority=np.zeros(size, dtype=np.float64),
             version=np.zeros(size, dtype=np.uint32),
-            obs_mean=f32(obs_dim),
-            obs_scale=f32(obs_dim),
+            obs_mean=f32(scaled),
+            obs_scale=f32(scaled),
             reward_scale=f32(1),
             action_words=words,
         )
@@ -73,7 +79,7 @@ class Batch:
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def touch_rows(
-    row: I64, ahead: int, flags: U8, reward: F32, version: U32, action: I32, obs: F32
+    row: I64, ahead: int, flags: U8, reward: F32, version: U32, action: I32, obs: Obs
 ) -> float:
     """Read one word of every cache line that the windows and the gather of these rows will need.
 
@@ -102,25 +108,72 @@ def touch_rows(
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def gather_rows(
-    row: I64, end: I64, obs: F32, action: I32, version: U32,
-    out_obs: F32, out_next: F32, out_action: I32, out_version: U32,
-) -> None:  # fmt: skip
-    """Copy rows into a batch, one column after the other so that cache misses overlap.
-
-    row, end  (B,) int64: obs, action and version are read at `row`, the next observation at `end`
-    """
+def gather_obs(row: I64, obs: Obs, out: Obs) -> None:
+    """Copy the observations (rows, O) of `row` (>= B,) int64 into `out` (B, O)."""
     width = obs.shape[1]
-    for b in range(row.size):
+    for b in range(out.shape[0]):
         at = row[b]
         for k in range(width):
-            out_obs[b, k] = obs[at, k]
-    for b in range(row.size):
-        at = end[b]
+            out[b, k] = obs[at, k]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def gather_stacks(row: I64, lane_rows: int, flags: U8, obs: Obs, out: Obs) -> None:
+    """Copy the frame of each row and those before it in its episode, each once, no temporary.
+
+    row    (>= B,) int64, rows none of whose stack - 1 predecessors in the lane is overwritten
+    flags  (rows,) uint8, obs (rows, F): columns of the store
+    out    (B, stack, F) of obs's dtype, written: oldest frame first, zeros before the episode
+
+    An episode begins at its RESET flag, and behind a BOUNDARY row whether or not the flag is there.
+    A BOUNDARY row is the newest of its own episode, so this holds for final observations too. What
+    was never written is zero, flags too: a lane's first episode needs no flag either.
+    """
+    last = out.shape[1] - 1
+    width = obs.shape[1]
+    for b in range(out.shape[0]):
+        at = row[b]
+        first = at // lane_rows * lane_rows
+        place = last
         for k in range(width):
-            out_next[b, k] = obs[at, k]
+            out[b, place, k] = obs[at, k]
+        while place > 0 and not flags[at] & RESET:
+            at = at - 1 if at > first else first + lane_rows - 1
+            if flags[at] & BOUNDARY:
+                break
+            place -= 1
+            for k in range(width):
+                out[b, place, k] = obs[at, k]
+        for empty in range(place):
+            for k in range(width):
+                out[b, empty, k] = 0
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def gather_actions(row: I64, action: I32, version: U32, out_action: I32, out_version: U32) -> None:
+    """Copy action (rows, W) and version (rows,) of `row` (B,) int64 into those of a batch."""
     for b in range(row.size):
         at = row[b]
         for k in range(action.shape[1]):
             out_action[b, k] = action[at, k]
         out_version[b] = version[at]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def gather_rows(
+    row: I64, end: I64, stack: int, lane_rows: int, flags: U8, obs: Obs, action: I32, version: U32,
+    out_obs: Obs, out_next: Obs, out_action: I32, out_version: U32,
+) -> None:  # fmt: skip
+    """Copy rows into a batch, one column after the other so that cache misses overlap.
+
+    row  (B,) int64: obs, action and version are read here
+    end  (>= B,) int64: the next observation is read here
+    """
+    if stack == 1:
+        gather_obs(row, obs, out_obs)
+        gather_obs(end, obs, out_next)
+    else:
+        shape = (row.size, stack, obs.shape[1])
+        gather_stacks(row, lane_rows, flags, obs, out_obs.reshape(shape))
+        gather_stacks(end, lane_rows, flags, obs, out_next.reshape(shape))
+    gather_actions(row, action, version, out_action, out_version)

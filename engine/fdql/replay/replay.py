@@ -13,10 +13,10 @@ from fdql.config import ConfigError, ReplayConfig
 from fdql.replay.batch import Batch, gather_rows, touch_rows
 from fdql.replay.lanes import HEAD, SAMPLEABLE, SLOT, STEPS, LaneStore
 from fdql.replay.nstep import n_step_windows
-from fdql.replay.size import default_capacity, lane_rows_for
+from fdql.replay.size import default_capacity, lane_rows_for, least_lane_rows
 from fdql.replay.statistics import Statistics
 from fdql.replay.sum_tree import F64, I64, SumTree
-from fdql.shm.chunk import ChunkSchema, ChunkViews, action_words
+from fdql.shm.chunk import ChunkSchema, ChunkViews, RowShape
 
 __all__ = ["Batch", "Replay"]
 
@@ -51,36 +51,35 @@ class Replay:
     """Rows, priorities and statistics of `n_lanes` environments, drawn in proportion to priority.
 
     config       capacity in rows (None: default_capacity) and n_step
+    shape        of a row, as in ChunkSchema; every frame of a stack is stored once
     n_lanes      environments of the whole run; those of one worker are neighbours
-    obs_dim, action_dim, discrete   as in ChunkSchema
     discount     per step, of the n-step sums and of the reward scale
     v_max        largest value, in scaled rewards, that the critics represent
     batch_size   transitions per sample
     seed         of the draws: the same calls give the same batches
 
-    ConfigError when a lane would be shorter than its n-step windows need.
+    ConfigError when a lane would be shorter than its n-step windows and stacks need.
     """
 
     def __init__(
-        self, config: ReplayConfig, *, n_lanes: int, obs_dim: int, action_dim: int, discrete: bool,
-        discount: float, v_max: float, batch_size: int, seed: int,
+        self, config: ReplayConfig, *, shape: RowShape, n_lanes: int, discount: float,
+        v_max: float, batch_size: int, seed: int,
     ) -> None:  # fmt: skip
-        shape = (obs_dim, action_dim, discrete)
-        capacity = config.capacity or default_capacity(*shape)
+        capacity = config.capacity or default_capacity(shape)
         lane_rows = lane_rows_for(capacity, n_lanes)
-        least = config.n_step + 2  # a window, its successor, the row being written
+        least = least_lane_rows(config.n_step, shape.stack)
         if lane_rows < least:
+            stack = f" with stacks of {shape.stack} frames" if shape.stack > 1 else ""
             raise ConfigError(
                 f"replay.capacity = {capacity}: {n_lanes} environments get {lane_rows} rows each "
-                f"and replay.n_step = {config.n_step} needs {least}; {64 * n_lanes} works"
+                f"and replay.n_step = {config.n_step}{stack} needs {least}; "
+                f"{max(64, least) * n_lanes} works"
             )
+        self.shape = shape
         self.rows = LaneStore(
-            n_lanes=n_lanes, lane_rows=lane_rows, obs_dim=obs_dim,
-            words=action_words(discrete, action_dim), n_step=config.n_step,
-        )  # fmt: skip
-        self.statistics = Statistics(
-            n_lanes=n_lanes, obs_dim=obs_dim, discount=discount, v_max=v_max
+            n_lanes=n_lanes, lane_rows=lane_rows, shape=shape, n_step=config.n_step
         )
+        self.statistics = Statistics(n_lanes=n_lanes, shape=shape, discount=discount, v_max=v_max)
         self.tree = SumTree(n_lanes * lane_rows)
         self.new_priority = 1.0  # of rows that become sampleable: running mean of the learner's
         self.stale = 0  # priorities dropped because their row was overwritten
@@ -89,9 +88,9 @@ class Replay:
         self._u: F64 = np.zeros(batch_size, dtype=np.float64)
         self._end: I64 = np.zeros(batch_size, dtype=np.int64)
         self._touched: I64 = np.zeros(batch_size, dtype=np.int64)
-        schema = ChunkSchema(1, *shape)
+        schema = ChunkSchema(1, shape)
         self._no_rows = schema.views(bytearray(schema.nbytes))
-        self._load_kernels(Batch.allocate(0, *shape))
+        self._load_kernels(Batch.allocate(0, shape))
 
     def _load_kernels(self, empty: Batch) -> None:
         """Compile or load every kernel now, on nothing, so that no later call waits for one."""
@@ -177,8 +176,10 @@ class Replay:
     def gather(self, out: Batch) -> None:
         """Second half of `sample`: the transitions of the rows just drawn, and the statistics."""
         self._gather(out)
-        out.obs_mean[:] = self.statistics.obs_mean
-        out.obs_scale[:] = self.statistics.obs_scale
+        if not self.shape.pixels:
+            frames = (self.shape.stack, self.shape.obs_dim)  # one scale for all
+            out.obs_mean.reshape(frames)[:] = self.statistics.obs_mean
+            out.obs_scale.reshape(frames)[:] = self.statistics.obs_scale
         out.reward_scale[0] = self.statistics.reward_scale
 
     def update_priorities(self, leaf: I64, serial: I64, priority: F64) -> int:
@@ -215,16 +216,18 @@ class Replay:
 
     def _gather(self, out: Batch) -> None:
         store, end = self.rows, self._end
-        touch_rows(
-            out.leaf, store.n_step, store.flags, store.reward, store.version, store.action,
-            store.obs,
-        )  # fmt: skip
+        if not self.shape.pixels:  # an image is many lines in a row, which the processor foresees
+            touch_rows(
+                out.leaf, store.n_step, store.flags, store.reward, store.version, store.action,
+                store.obs,
+            )  # fmt: skip
         n_step_windows(
             store.flags, store.reward, store.table, store.lane_rows, store.n_step,
             self.statistics.discount, out.leaf, out.serial, end, out.reward, out.discount,
         )  # fmt: skip
         gather_rows(
-            out.leaf, end, store.obs, store.action, store.version,
+            out.leaf, end, store.stack, store.lane_rows, store.flags, store.obs, store.action,
+            store.version,
             out.obs, out.next_obs, out.action_words, out.version,
         )  # fmt: skip
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fdql.shm.chunk import action_words
+from fdql.shm.chunk import RowShape
 
 DEFAULT_ROWS = 1_000_000  # capacity when none is configured ...
 DEFAULT_NBYTES = 2 << 30  # ... unless that many rows take more than this
@@ -10,14 +10,14 @@ FANOUT = 8  # children of a node of the sum tree
 LEAF_NBYTES = 10  # of the tree per row: 8 * 8 / 7, rounded up
 
 
-def row_nbytes(obs_dim: int, action_dim: int, discrete: bool) -> int:
+def row_nbytes(shape: RowShape) -> int:
     """Bytes of one row: observation, action, reward, version, flags, and its share of the tree."""
-    return 4 * obs_dim + 4 * action_words(discrete, action_dim) + 4 + 4 + 1 + LEAF_NBYTES
+    return shape.obs_nbytes + 4 * shape.action_words + 4 + 4 + 1 + LEAF_NBYTES
 
 
-def default_capacity(obs_dim: int, action_dim: int, discrete: bool) -> int:
+def default_capacity(shape: RowShape) -> int:
     """Rows when none are configured: 1,000,000, or what 2 GiB hold, at least 1024."""
-    held = DEFAULT_NBYTES // row_nbytes(obs_dim, action_dim, discrete)
+    held = DEFAULT_NBYTES // row_nbytes(shape)
     return max(1024, min(DEFAULT_ROWS, held))
 
 
@@ -25,6 +25,11 @@ def lane_rows_for(capacity: int, n_lanes: int) -> int:
     """Rows per lane: capacity / n_lanes, rounded up to whole nodes of the tree."""
     rows = -(-capacity // n_lanes)
     return rows + -rows % FANOUT
+
+
+def least_lane_rows(n_step: int, stack: int) -> int:
+    """A window, its successor, the row being written, and the older frames of a stack."""
+    return n_step + 2 + stack - 1
 
 
 def level_sizes(n_leaves: int) -> list[int]:
@@ -37,8 +42,8 @@ def level_sizes(n_leaves: int) -> list[int]:
     return sizes
 
 
-def nbytes_for(capacity: int, n_lanes: int, obs_dim: int, action_dim: int, discrete: bool) -> int:
+def nbytes_for(capacity: int, n_lanes: int, shape: RowShape) -> int:
     """Bytes that the rows and the tree of such a replay take when full."""
     rows = n_lanes * lane_rows_for(capacity, n_lanes)
-    columns = row_nbytes(obs_dim, action_dim, discrete) - LEAF_NBYTES
+    columns = row_nbytes(shape) - LEAF_NBYTES
     return rows * columns + 8 * sum(level_sizes(rows))

@@ -52,6 +52,8 @@ def _shape(replay: Replay) -> dict[str, int]:
         "rows per lane": rows.lane_rows,
         "n_step": rows.n_step,
         "observation components": rows.obs.shape[1],
+        "bytes per component": rows.obs.itemsize,
+        "frames per stack": rows.stack,
         "words of an action": rows.action.shape[1],
     }
 

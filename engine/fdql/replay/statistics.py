@@ -11,9 +11,9 @@ import math
 import numpy as np
 from numba import njit
 
-from fdql.replay.lanes import F32, U8, U16
+from fdql.replay.lanes import F32, U8, U16, Obs
 from fdql.replay.sum_tree import F64
-from fdql.shm.chunk import BOUNDARY, RESET, TERMINATED, TRUNCATED, ChunkViews
+from fdql.shm.chunk import BOUNDARY, RESET, TERMINATED, TRUNCATED, ChunkViews, RowShape
 
 # Words of the reward sums g <- discount * g + reward over all steps of all lanes (Welford 1962).
 COUNT = 0
@@ -29,7 +29,7 @@ SMALLEST_SCALE = 1e-8
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def observe_rows(
-    lane: U16, flags: U8, reward: F32, obs: F32, n_rows: int, first_lane: int, discount: float,
+    lane: U16, flags: U8, reward: F32, obs: Obs, n_rows: int, first_lane: int, discount: float,
     running: F64, sums: F64, moments: F64, obs_mean: F32, obs_scale: F32,
 ) -> None:  # fmt: skip
     """Take the steps among rows 0..n_rows of a chunk into the statistics. No allocation.
@@ -39,9 +39,11 @@ def observe_rows(
     moments    (5, O)   float64, mean, variance, count in [2, 0], two rows of scratch (Chan 1979)
     obs_mean   (O,)     float32, written: mean
     obs_scale  (O,)     float32, written: 1 / sqrt(variance + 1e-8)
+
+    Images have none of the last three: their O is 0.
     """
     mean, square = moments[3], moments[4]
-    width = obs.shape[1]
+    width = obs_mean.size
     for k in range(width):
         mean[k] = 0.0
         square[k] = 0.0
@@ -62,7 +64,7 @@ def observe_rows(
         n += 1
         for k in range(width):
             mean[k] += obs[r, k]
-    if n == 0:
+    if n == 0 or width == 0:
         return
     for k in range(width):
         mean[k] /= n
@@ -86,19 +88,23 @@ def observe_rows(
 class Statistics:
     """Mean and scale of observations, sums of rewards; see observe_rows for the arrays.
 
+    Images are scaled by a constant: no statistics are kept of them. Frames of a stack share those
+    of the newest.
+
     reward_scale  divides rewards; 1 before the first `rescale`
     """
 
-    def __init__(self, *, n_lanes: int, obs_dim: int, discount: float, v_max: float) -> None:
+    def __init__(self, *, n_lanes: int, shape: RowShape, discount: float, v_max: float) -> None:
+        width = 0 if shape.pixels else shape.obs_dim
         self.discount = discount
         self.v_max = v_max
         self.running: F64 = np.zeros(n_lanes, dtype=np.float64)
         self.sums: F64 = np.zeros(SUM_WORDS, dtype=np.float64)
-        self.moments: F64 = np.zeros((5, obs_dim), dtype=np.float64)
+        self.moments: F64 = np.zeros((5, width), dtype=np.float64)
         self.moments[1] = 1.0
         self.moments[2] = START_COUNT
-        self.obs_mean: F32 = np.zeros(obs_dim, dtype=np.float32)
-        self.obs_scale: F32 = np.ones(obs_dim, dtype=np.float32)
+        self.obs_mean: F32 = np.zeros(width, dtype=np.float32)
+        self.obs_scale: F32 = np.ones(width, dtype=np.float32)
         self.reward_scale = 1.0
 
     def observe(self, views: ChunkViews, n_rows: int, first_lane: int) -> None:

@@ -37,7 +37,7 @@ class ChunkViews(NamedTuple):
     reward        (R,)   float32  raw reward; not read on BOUNDARY rows
     version       (R,)   uint32   version of the policy that chose the action
     action        (R, A) float32 in [-1, 1], or (R,) int32; not read on BOUNDARY rows
-    obs           (R, O) float32  finite; the worker checks
+    obs           (R, O) float32  finite, the worker checks; or uint8, the newest frame of a stack
     action_words  (R, W) int32    the same bytes as `action`, W = A or 1: one type for all actions
     """
 
@@ -46,13 +46,8 @@ class ChunkViews(NamedTuple):
     reward: NDArray[np.float32]
     version: NDArray[np.uint32]
     action: NDArray[np.float32] | NDArray[np.int32]
-    obs: NDArray[np.float32]
+    obs: NDArray[np.float32] | NDArray[np.uint8]
     action_words: NDArray[np.int32]
-
-
-def action_words(discrete: bool, action_dim: int) -> int:
-    """32-bit words that one action takes: 1 when discrete, one per component otherwise."""
-    return 1 if discrete else action_dim
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,31 +91,29 @@ def chunk_id(worker: int, seq: int) -> int:
 class ChunkSchema:
     """Where the columns of a chunk are.
 
-    rows        R, most rows that one chunk holds
-    obs_dim     O, components of the observation
-    action_dim  number of actions when discrete, components A of the action otherwise
+    rows   R, most rows that one chunk holds
+    shape  of a row: O = obs_dim numbers of obs_dtype, A = action_dim
     """
 
     rows: int
-    obs_dim: int
-    action_dim: int
-    discrete: bool
+    shape: RowShape
 
     def __post_init__(self) -> None:
-        for key in ("rows", "obs_dim", "action_dim"):
-            value = getattr(self, key)
+        if self.rows < 1:
+            raise ValueError(f"chunk rows = {self.rows}: must be at least 1")
+        for key in ("obs_dim", "action_dim", "stack"):
+            value = getattr(self.shape, key)
             if value < 1:
                 raise ValueError(f"chunk {key} = {value}: must be at least 1")
 
     def _columns(self) -> dict[str, tuple[type[np.generic], tuple[int, ...]]]:
-        words = action_words(self.discrete, self.action_dim)
         return {
             "lane": (np.uint16, (self.rows,)),
             "flags": (np.uint8, (self.rows,)),
             "reward": (np.float32, (self.rows,)),
             "version": (np.uint32, (self.rows,)),
-            "action_words": (np.int32, (self.rows, words)),
-            "obs": (np.float32, (self.rows, self.obs_dim)),
+            "action_words": (np.int32, (self.rows, self.shape.action_words)),
+            "obs": (self.shape.obs_dtype, (self.rows, self.shape.obs_dim)),
         }
 
     def _layout(self) -> tuple[dict[str, int], int]:
@@ -144,11 +137,11 @@ class ChunkSchema:
 
     @property
     def hash(self) -> int:
-        """64-bit fingerprint of names, types, shapes and offsets: writer and reader must agree."""
+        """64-bit fingerprint of names, types, offsets and the row's shape: both ends must agree."""
         columns = [
             (name, np.dtype(dtype).str, shape) for name, (dtype, shape) in self._columns().items()
         ]
-        text = repr((columns, self._layout(), self.discrete, self.action_dim))
+        text = repr((columns, self._layout(), self.shape))
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
     def views(self, buffer: memoryview | bytearray | NDArray[np.uint8]) -> ChunkViews:
@@ -167,5 +160,5 @@ class ChunkSchema:
             size = math.prod(shape) * np.dtype(dtype).itemsize
             column[name] = raw[offsets[name] : offsets[name] + size].view(dtype).reshape(shape)
         words = column["action_words"]
-        action = words[:, 0] if self.discrete else words.view(np.float32)
+        action = words[:, 0] if self.shape.discrete else words.view(np.float32)
         return ChunkViews(action=action, **column)  # type: ignore[arg-type]
