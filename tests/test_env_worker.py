@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fdql.config import BadValueError
-from fdql.proc.env_worker import EnvWorker, env_seed
+from fdql.proc.env_state import env_seed
+from fdql.proc.env_worker import EnvWorker
 from fdql.proc.memory import RunMemory
 from fdql.profile import Counter
 from fdql.shm.chunk import BOUNDARY, RESET, TERMINATED, TRUNCATED

@@ -7,7 +7,6 @@ once, at the start, by `describe`.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import math
 import re
@@ -22,17 +21,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fdql.config import ConfigError
+from fdql.frames import ToRow, image_layout, row_function
+from fdql.registry import Env, from_registry
 from fdql.shm.chunk import RowShape
 
-Env = gym.Env[Any, Any]
-
-# Packages that register their environments when imported, and the extra that brings them.
-_PLUGINS = {"Bullet": ("pybullet_envs_gymnasium", "bullet"), "ALE/": ("ale_py", "atari")}
-# Which extra brings what a registered environment needs, by its entry point.
-_EXTRAS = {"box2d": "box2d", "classic_control": "classic", "mujoco": "mujoco", "ale_py": "atari"}
 # Where gymnasium registers no threshold for an environment whose score has an agreed line:
 # (mean return, episodes); Pendulum's score varies with its start, so it is averaged over more.
 _LINES = {"Pendulum-v1": (-180.0, 100)}
+ATARI_EPISODES = 10  # of an evaluation: a game takes up to 27,000 steps
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,6 +64,11 @@ class EnvSpec:
     image: tuple[int, int, int] | None = None
     stack: int = 1
     atari: bool = False
+
+    @property
+    def to_row(self) -> ToRow:
+        """The function from one observation to its row (obs_dim,). Ask once, call it often."""
+        return row_function(self.obs_shape, self.image)
 
     @property
     def rows(self) -> RowShape:
@@ -125,32 +126,17 @@ def is_factory(env: str) -> bool:
 def make_env(env: str) -> Env:
     """Make the environment named by a Gymnasium id or by `module:factory`.
 
+    The id of an Atari game gives it as gymnasium.wrappers.AtariPreprocessing does: 84 x 84 grey
+    pixels, 4 frames to a step, up to 30 idle frames at the start. Whether actions stick is the
+    id's to say: with probability 0.25 in ALE/*-v5 and *-v0, never in *-v4. RAM ids and factories
+    are left as they are.
+
     Raises ConfigError: unknown id (with near ones), missing extra (with the command), a factory
     that cannot be imported or does not return an environment.
     """
     if is_factory(env):
         return _from_factory(env, *env.split(":", 1))
-    for part, (package, extra) in _PLUGINS.items():
-        if part in env:
-            try:
-                importlib.import_module(package)
-            except ImportError as error:
-                raise ConfigError(_missing(env, extra, error)) from None
-    try:
-        # Gymnasium's passive checker only warns, and does so at the price of every step.
-        made: Env = gym.make(env, disable_env_checker=True)
-    except gym.error.DependencyNotInstalled as error:
-        entry = str(getattr(gym.registry.get(env), "entry_point", ""))
-        extra = next((x for key, x in _EXTRAS.items() if key in entry), "envs")
-        raise ConfigError(_missing(env, extra, error)) from None
-    except (gym.error.Error, ModuleNotFoundError) as error:
-        near = difflib.get_close_matches(env, list(gym.registry), n=3, cutoff=0.5)
-        hint = f"did you mean {', '.join(near)}?" if near else "CartPole-v1 works"
-        raise ConfigError(
-            f"env = {env!r}: Gymnasium knows no such environment ({error}); {hint} "
-            "Your own is given as module:factory"
-        ) from None
-    return made
+    return from_registry(env)
 
 
 def _from_factory(env: str, module_name: str, factory: str) -> Env:
@@ -182,19 +168,15 @@ def _from_factory(env: str, module_name: str, factory: str) -> Env:
     return made
 
 
-def _missing(env: str, extra: str, error: Exception) -> str:
-    return (
-        f"env = {env!r} needs a package that is not installed ({error}); install the extra "
-        f"{extra!r}: "
-        f'pip install -c constraints.txt -e ".[{extra}]"'
-    )
-
-
 def describe(env: str, made: Env) -> EnvSpec:
     """Check the spaces of an environment and collect what the engine needs of it.
 
+    Which observations are images, and how many of them the network sees, says
+    fdql.frames.image_layout; all others are flattened to float32 vectors. Only an Atari game made
+    from its id is trained as one (`atari`): a factory's rewards and lives are its own affair.
+
     Raises ConfigError naming the space and what is supported: observations are a Box of at most
-    65,536 numbers (not images), actions a Discrete or a Box with finite bounds.
+    65,536 numbers, actions a Discrete or a Box with finite bounds.
     """
     obs, act = made.observation_space, made.action_space
     if not isinstance(obs, gym.spaces.Box):
@@ -202,16 +184,21 @@ def describe(env: str, made: Env) -> EnvSpec:
             f"env = {env!r} has observations {obs}: a Box is supported; "
             "gymnasium.wrappers.FlattenObservation in your own factory makes one of it"
         )
-    if obs.dtype == np.uint8 and len(obs.shape) >= 2:
-        raise ConfigError(
-            f"env = {env!r} has image observations {obs}: vectors are supported so far"
-        )
+    image, stack = image_layout(env, obs.shape) if obs.dtype == np.uint8 else (None, 1)
     obs_dim = math.prod(obs.shape)
     if not 1 <= obs_dim <= 65_536:
         raise ConfigError(
-            f"env = {env!r} has {obs_dim} observation components: 1 to 65536 are supported"
+            f"env = {env!r} has {obs_dim} observation components, {obs}: 1 to 65536 are supported"
+            + (
+                "; gymnasium.wrappers.ResizeObservation(env, (84, 84)) or GrayscaleObservation in "
+                "your own factory make images smaller"
+                if image
+                else ""
+            )
         )
-    line = _LINES.get(env, (None, 20))
+    entry = str(getattr(made.spec, "entry_point", ""))
+    atari = image is not None and "ale_py" in entry and not is_factory(env)
+    line = _LINES.get(env, (None, ATARI_EPISODES if atari else 20))
     threshold = line[0]
     if threshold is None and made.spec is not None and made.spec.reward_threshold is not None:
         threshold = float(made.spec.reward_threshold)
@@ -220,6 +207,9 @@ def describe(env: str, made: Env) -> EnvSpec:
         "obs_dim": obs_dim,
         "obs_shape": tuple(obs.shape),
         "return_threshold": threshold,
+        "image": image,
+        "stack": stack,
+        "atari": atari,
     }
     if isinstance(act, gym.spaces.Discrete):
         if act.n < 2:

@@ -8,6 +8,11 @@ numba.
 A row of the ring is (obs_t, action_t, reward_t, how the step ended). The next row of the same lane
 holds obs_{t+1}: the next step's, or, when the episode ended, a BOUNDARY row with the final
 observation, so that no transition ever crosses a reset (the worker resets its environments itself).
+
+An observation slot holds what the policy is asked about, the newest `stack` observations; a row of
+the ring only the newest of them. Of an Atari game the ring holds the sign of each reward, and a
+lost life as the end of an episode: TERMINATED, a BOUNDARY row, and a RESET row after which the game
+simply goes on. The returns and lengths reported are those of whole games, rewards as they are.
 """
 
 from __future__ import annotations
@@ -20,8 +25,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fdql.config import BadValueError
-from fdql.envs import ActionScale, Env, EnvSpec, make_env
+from fdql.envs import ActionScale, make_env
+from fdql.frames import FrameStacks
+from fdql.proc.env_state import EnvState, check_finite, env_seed
 from fdql.proc.memory import RECORD_WORKERS, Events, RunMemory
 from fdql.profile import Counter, Mark, Stage
 from fdql.shm.chunk import BOUNDARY, RESET, TERMINATED, TRUNCATED, ChunkViews, chunk_id
@@ -32,40 +38,11 @@ SLICE_NS = 100_000_000  # longest wait between two looks at the stop word
 
 
 @dataclass(slots=True)
-class EnvState:
-    """One environment of this worker and the episode it is in."""
-
-    env: Env
-    lane: int  # index within the worker
-    seed: int  # of the first reset
-    steps: int = 0  # since that reset
-    episode_return: float = 0.0
-    episode_length: int = 0
-
-
-@dataclass(slots=True)
 class Finished:
     """Episodes that ended since the last report: returns and lengths."""
 
     returns: list[float] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
-
-
-def env_seed(seed: int, lane: int, incarnation: int) -> int:
-    """Seed of an environment's first reset: own stream per lane of the run and per restart."""
-    return int(np.random.SeedSequence([seed, 1, lane, incarnation]).generate_state(1)[0])
-
-
-def check_finite(values: NDArray[Any], what: str, spec: EnvSpec, state: EnvState) -> None:
-    """Raises BadValueError when `values` holds NaN or an infinity (float32 overflow included)."""
-    if not np.isfinite(values).all():
-        raise BadValueError(
-            f"environment {spec.env!r} (seed {state.seed}, step {state.steps} since that seed) "
-            f"returned {what} "
-            f"{np.array2string(np.asarray(values), threshold=8)}: every number must be finite in "
-            "float32; clip or "
-            "repair it in the environment"
-        )
 
 
 class EnvWorker:
@@ -74,6 +51,7 @@ class EnvWorker:
     def __init__(self, memory: RunMemory, worker: int, incarnation: int) -> None:
         plan = memory.plan
         self.spec, self.worker = plan.env, worker
+        self.pixels = plan.env.rows.pixels
         self.memory = memory
         self.groups, self.per_group = plan.config.engine.groups, plan.envs_per_group
         self.record = memory.own_record(RECORD_WORKERS + worker)
@@ -84,13 +62,8 @@ class EnvWorker:
         self.chunks = [schema.views(self.ring.payload(i)) for i in range(self.ring.capacity)]
         self.chunk_rows, self.commit_rows = schema.rows, plan.config.engine.commit_rows
         self.commit_ns = int(plan.config.engine.commit_ms * 1e6)
-        stride = self.slots.obs(0).nbytes // self.per_group // 4
-        self.obs = [
-            np.frombuffer(self.slots.obs(g), dtype=np.float32).reshape(self.per_group, stride)[
-                :, : self.spec.obs_dim
-            ]
-            for g in range(self.groups)
-        ]
+        self.to_row = self.spec.to_row
+        self.stacks = [self._stacks(g) for g in range(self.groups)]
         self.actions = [self._action_view(g) for g in range(self.groups)]
         self.scale = ActionScale(self.spec)
         self.states: list[list[EnvState]] = []
@@ -110,6 +83,11 @@ class EnvWorker:
         self.version = 0
         self.opened_ns = 0
 
+    def _stacks(self, group: int) -> FrameStacks:
+        shape, raw = self.spec.rows, np.frombuffer(self.slots.obs(group), dtype=np.uint8)
+        rows = raw.reshape(self.per_group, -1)[:, : shape.stack * shape.obs_nbytes]
+        return FrameStacks(rows.view(shape.obs_dtype), shape.stack)
+
     def _action_view(self, group: int) -> NDArray[Any]:
         raw = np.frombuffer(self.slots.actions(group), dtype=np.uint8).reshape(self.per_group, -1)
         if self.spec.discrete:
@@ -120,14 +98,15 @@ class EnvWorker:
         """Reset every environment and ask for the first actions."""
         for g, group in enumerate(self.states):
             for e, state in enumerate(group):
-                first, _ = state.env.reset(seed=state.seed)
-                self._observe(g, e, state, first)
-                self.fresh[g][e] = RESET
+                self._reset(g, e, state, state.seed)
             self.slots.submit(g)
 
-    def _observe(self, group: int, e: int, state: EnvState, obs: Any) -> None:
-        """Write an observation into the inference batch row."""
-        self.obs[group][e] = np.asarray(obs, dtype=np.float32).reshape(-1)
+    def _reset(self, group: int, e: int, state: EnvState, seed: int | None) -> None:
+        """Reset an environment; the policy is asked about its first observation next."""
+        first, info = state.env.reset(seed=seed)
+        state.lives = info.get("lives", 0)
+        self.stacks[group].reset(e, self.to_row(first))
+        self.fresh[group][e] = RESET
 
     def _chunk(self, room: int) -> ChunkViews | None:
         """The chunk being filled, with at least `room` rows left; None when told to stop while the
@@ -171,12 +150,13 @@ class EnvWorker:
             return False
         t0 = now_ns()
         n, r = self.per_group, self.rows
-        obs, actions, states = self.obs[group], self.actions[group], self.states[group]
+        stacks, actions, states = self.stacks[group], self.actions[group], self.states[group]
+        newest, push, to_row, atari = stacks.newest, stacks.push, self.to_row, self.spec.atari
         self.version = self.slots.policy_version(group)
         if self.record.tracing:
             self.record.mark(Mark.USED, self.slots.request_id(group))
         chunk.lane[r : r + n] = self.lanes[group]
-        chunk.obs[r : r + n] = obs
+        chunk.obs[r : r + n] = newest
         chunk.action[r : r + n] = actions
         chunk.version[r : r + n] = self.version
         chunk.flags[r : r + n] = self.fresh[group]
@@ -187,27 +167,32 @@ class EnvWorker:
         results = [s.env.step(action) for s, action in zip(states, scaled, strict=True)]
         self.record.observe_since(Stage.STEP_ENV, t1)
         for e, (state, result) in enumerate(zip(states, results, strict=True)):
-            after, reward, terminated, truncated, _ = result
+            after, reward, terminated, truncated, info = result
             state.steps += 1
             state.episode_length += 1
             state.episode_return += float(reward)
             chunk.reward[r + e] = reward
-            obs[e] = np.asarray(after, dtype=np.float32).reshape(-1)
+            push(e, to_row(after))
             if terminated or truncated:
                 chunk.flags[r + e] |= TERMINATED if terminated else TRUNCATED
-                check_finite(obs[e], "the final observation", self.spec, state)
-                chunk.lane[end], chunk.flags[end], chunk.version[end] = (
-                    state.lane,
-                    BOUNDARY,
-                    self.version,
-                )
-                chunk.obs[end], chunk.reward[end], chunk.action[end] = obs[e], 0.0, 0
+                self._boundary(chunk, end, group, e, state)
                 end += 1
                 self._end_episode(group, e, state)
-        if not (np.isfinite(chunk.reward[r : r + n]).all() and np.isfinite(obs).all()):
+            elif atari and (lives := info["lives"]) != state.lives:
+                if lives < state.lives:
+                    chunk.flags[r + e] |= TERMINATED
+                    self._boundary(chunk, end, group, e, state)
+                    end += 1
+                    stacks.reset(e, newest[e])
+                    self.fresh[group][e] = RESET
+                state.lives = lives
+        rewards = chunk.reward[r : r + n]
+        if not (np.isfinite(rewards).all() and (self.pixels or np.isfinite(newest).all())):
             for e, state in enumerate(states):  # rare: find out which one it was
-                check_finite(chunk.reward[r + e], "the reward", self.spec, state)
-                check_finite(obs[e], "the observation", self.spec, state)
+                check_finite(rewards[e], "the reward", self.spec, state)
+                check_finite(newest[e], "the observation", self.spec, state)
+        if atari:
+            np.sign(rewards, out=rewards)
         self.rows, self.steps = end, self.steps + n
         if self.record.tracing:  # before the request: nobody can be quicker
             self.record.mark(Mark.ASKED, self.slots.request_id(group) + 1)
@@ -215,15 +200,21 @@ class EnvWorker:
         self.commit_if_old(self.record.observe_since(Stage.STEP, t0))
         return True
 
+    def _boundary(self, chunk: ChunkViews, row: int, group: int, e: int, state: EnvState) -> None:
+        """Write what the learner takes for the episode's final observation."""
+        final = self.stacks[group].newest[e]
+        if not self.pixels:
+            check_finite(final, "the final observation", self.spec, state)
+        chunk.lane[row], chunk.flags[row], chunk.version[row] = state.lane, BOUNDARY, self.version
+        chunk.obs[row], chunk.reward[row], chunk.action[row] = final, 0.0, 0
+
     def _end_episode(self, group: int, e: int, state: EnvState) -> None:
         self.finished.returns.append(state.episode_return)
         self.finished.lengths.append(state.episode_length)
         state.episode_return, state.episode_length = 0.0, 0
         t0 = now_ns()
-        first, _ = state.env.reset()
+        self._reset(group, e, state, None)
         self.record.observe_since(Stage.STEP_RESET, t0)
-        self._observe(group, e, state, first)
-        self.fresh[group][e] = RESET
 
     def take_finished(self) -> Finished:
         """Episodes that ended since the last call."""

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from fdql.checkpoint import CheckpointError, load_tensors, save_tensors
 from fdql.envs import ActionScale, EnvSpec, make_env
+from fdql.frames import FrameStacks
 from fdql.proc.governor import Governor
 from fdql.proc.memory import (
     BELL_EVALUATOR,
@@ -61,21 +62,23 @@ class Evaluation:
 
 class Arena:
     """Environments for evaluation, kept between evaluations; episode i always starts from the same
-    seed.
+    seed. Atari games are played to their end, lost lives and all, and count their rewards as they
+    are.
     """
 
     def __init__(self, env: EnvSpec, episodes: int, seed: int, longest: int) -> None:
         self.episodes, self.longest = episodes, longest
         self.envs = [make_env(env.env) for _ in range(min(episodes, MOST_ENVS))]
         self.scale = ActionScale(env)
-        self.obs = np.zeros((len(self.envs), env.obs_dim), dtype=np.float32)
+        rows = np.zeros((len(self.envs), env.stack * env.obs_dim), dtype=env.rows.obs_dtype)
+        self.to_row, self.stacks = env.to_row, FrameStacks(rows, env.stack)
         shape, dtype = ((), np.int32) if env.discrete else ((env.action_dim,), np.float32)
         self.out = np.zeros((len(self.envs), *shape), dtype=dtype)
         self.seeds = [int(s) for s in np.random.SeedSequence([seed, 2]).generate_state(episodes)]
 
     def play(self, policy: Policy, goes_on: Callable[[], bool]) -> Evaluation | None:
         """Play every episode once, greedily. None when `goes_on` says no in between."""
-        n, obs = len(self.envs), self.obs
+        n, obs = len(self.envs), self.stacks.rows
         returns, lengths = np.zeros(self.episodes), np.zeros(self.episodes, dtype=np.int64)
         episode = list(range(n))  # that each environment is playing
         started = n
@@ -93,7 +96,7 @@ class Arena:
                 returns[e] += float(reward)
                 lengths[e] += 1
                 if not (terminated or truncated or lengths[e] >= self.longest):
-                    obs[i] = np.asarray(step, dtype=np.float32).reshape(-1)
+                    self.stacks.push(i, self.to_row(step))
                 elif started < self.episodes:
                     episode[i] = started
                     self._reset(i, started)
@@ -104,7 +107,7 @@ class Arena:
 
     def _reset(self, i: int, episode: int) -> None:
         first, _ = self.envs[i].reset(seed=self.seeds[episode])
-        self.obs[i] = np.asarray(first, dtype=np.float32).reshape(-1)
+        self.stacks.reset(i, self.to_row(first))
 
     def close(self) -> None:
         """Close the environments."""

@@ -137,8 +137,8 @@ class RunPlan:
 
     @property
     def obs_bytes(self) -> int:
-        """Bytes of one observation row, float32."""
-        return 4 * self.env.obs_dim
+        """Bytes of one observation row: the newest `stack` observations, float32 or uint8."""
+        return self.env.stack * self.env.rows.obs_nbytes
 
     @property
     def action_bytes(self) -> int:

@@ -1,0 +1,43 @@
+"""One environment of a worker: its seed, its episode, and the check of what it returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fdql.config import BadValueError
+from fdql.envs import EnvSpec
+from fdql.registry import Env
+
+
+@dataclass(slots=True)
+class EnvState:
+    """One environment of this worker and the episode it is in."""
+
+    env: Env
+    lane: int  # index within the worker
+    seed: int  # of the first reset
+    steps: int = 0  # since that reset
+    episode_return: float = 0.0
+    episode_length: int = 0
+    lives: int = 0  # left in an Atari game
+
+
+def env_seed(seed: int, lane: int, incarnation: int) -> int:
+    """Seed of an environment's first reset: own stream per lane of the run and per restart."""
+    return int(np.random.SeedSequence([seed, 1, lane, incarnation]).generate_state(1)[0])
+
+
+def check_finite(values: NDArray[Any], what: str, spec: EnvSpec, state: EnvState) -> None:
+    """Raises BadValueError when `values` holds NaN or an infinity (float32 overflow included)."""
+    if not np.isfinite(values).all():
+        raise BadValueError(
+            f"environment {spec.env!r} (seed {state.seed}, step {state.steps} since that seed) "
+            f"returned {what} "
+            f"{np.array2string(np.asarray(values), threshold=8)}: every number must be finite in "
+            "float32; clip or "
+            "repair it in the environment"
+        )

@@ -1,0 +1,99 @@
+"""Gymnasium's registry and the packages that add to it: id -> environment. Imports neither torch
+nor numba.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import re
+from typing import Any
+
+import gymnasium as gym
+
+from fdql.config import ConfigError
+
+Env = gym.Env[Any, Any]
+
+# Packages that register their environments when imported, and the extra that brings them.
+_PLUGINS = {
+    "Bullet": ("pybullet_envs_gymnasium", "bullet"),
+    "ALE/": ("ale_py", "atari"),
+    "NoFrameskip-v": ("ale_py", "atari"),
+}
+# What else ale_py may have registered: Pong-v4, Breakout-v0, ...
+_LEGACY_ATARI = re.compile(r"^\w+-v[04]$")
+# Which extra brings what a registered environment needs, by its entry point.
+_EXTRAS = {"box2d": "box2d", "classic_control": "classic", "mujoco": "mujoco", "ale_py": "atari"}
+
+
+def from_registry(env: str) -> Env:
+    """Make the environment of a Gymnasium id, an Atari game with its preprocessing.
+
+    Raises ConfigError: unknown id (with near ones), missing extra (with the command).
+    """
+    for part, (package, extra) in _PLUGINS.items():
+        if part in env:
+            try:
+                _import_plugin(package)
+            except ImportError as error:
+                raise ConfigError(_missing(env, extra, error)) from None
+    registered, aside = _lookup(env)
+    entry = str(getattr(registered, "entry_point", ""))
+    try:
+        if "ale_py" in entry and registered.kwargs.get("obs_type", "rgb") != "ram":
+            return _atari(env)
+        # Gymnasium's passive checker only warns, and does so at the price of every step.
+        made: Env = gym.make(env, disable_env_checker=True)
+    except gym.error.DependencyNotInstalled as error:
+        extra = next((x for key, x in _EXTRAS.items() if key in entry), "envs")
+        raise ConfigError(_missing(env, extra, error)) from None
+    except (gym.error.Error, ModuleNotFoundError) as error:
+        near = difflib.get_close_matches(env, list(gym.registry), n=3, cutoff=0.5)
+        hint = f"did you mean {', '.join(near)}?" if near else "CartPole-v1 works"
+        raise ConfigError(
+            f"env = {env!r}: Gymnasium knows no such environment ({error}); {hint} "
+            f"Your own is given as module:factory{aside}"
+        ) from None
+    return made
+
+
+def _import_plugin(package: str) -> None:
+    module = importlib.import_module(package)
+    if package == "ale_py":  # it greets on stderr, which the board draws on
+        module.ALEInterface.setLoggerMode(module.LoggerMode.Error)
+
+
+def _spec(env: str) -> Any:
+    try:
+        return gym.spec(env)
+    except (gym.error.Error, ModuleNotFoundError):
+        return None
+
+
+def _lookup(env: str) -> tuple[Any, str]:
+    """What the id is registered as, None when it is not; and what else there is to say then."""
+    found = _spec(env)
+    if found is None and _LEGACY_ATARI.search(env):
+        try:
+            _import_plugin("ale_py")
+        except ImportError as error:
+            return None, f". If it is an Atari game: {_missing(env, 'atari', error)}"
+        found = _spec(env)
+    return found, ""
+
+
+def _atari(env: str) -> Env:
+    # Grey screens save the making of coloured ones, which nobody looks at.
+    screens = gym.make(env, frameskip=1, obs_type="grayscale", disable_env_checker=True)
+    return gym.wrappers.AtariPreprocessing(
+        screens, noop_max=30, frame_skip=4, screen_size=84, terminal_on_life_loss=False
+    )
+
+
+def _missing(env: str, extra: str, error: Exception) -> str:
+    return (
+        f"env = {env!r} needs a package that is not installed ({error}); install the extra "
+        f"{extra!r}: "
+        f'pip install -c constraints.txt -e ".[{extra}]"'
+    )
