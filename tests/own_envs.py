@@ -164,11 +164,78 @@ class DictObservation(Counting):
 
 
 class Picture(Counting):
-    """Image observations."""
+    """Images: every number of one says which it is, or where in it when `places`."""
+
+    shape: tuple[int, ...] = (40, 40)
+    places = False
 
     def __init__(self) -> None:
         super().__init__()
-        self.observation_space = gym.spaces.Box(0, 255, (84, 84, 3), np.uint8)  # type: ignore[assignment]
+        self.observation_space = gym.spaces.Box(0, 255, self.shape, np.uint8)  # type: ignore[assignment]
+
+    def _obs(self) -> Any:
+        if self.places:
+            return np.arange(np.prod(self.shape)).astype(np.uint8).reshape(self.shape)
+        return np.full(self.shape, 10 * (self.episode + 1) + self.at, dtype=np.uint8)
+
+
+class Coloured(Picture):
+    """Channels last."""
+
+    shape = (37, 41, 3)
+    places = True
+
+
+class Stacked(Picture):
+    """Five frames that the environment stacked itself."""
+
+    shape = (5, 36, 40)
+    places = True
+
+
+class Grid(Picture):
+    """A small image: MiniGrid's."""
+
+    shape = (7, 7, 3)
+
+
+class ManyBands(Picture):
+    """Neither colours nor frames."""
+
+    shape = (84, 84, 5)
+
+
+class ColouredStack(Picture):
+    """Stacked before it was made grey."""
+
+    shape = (4, 84, 84, 3)
+
+
+class Screen(Picture):
+    """Too large: an Atari screen as it is."""
+
+    shape = (210, 160, 3)
+
+
+class FloatPicture(Picture):
+    """Says uint8 and returns 0..1."""
+
+    def _obs(self) -> Any:
+        return super()._obs() / 255.0
+
+
+class Lives(Picture):
+    """A game of 7 steps as ale_py plays it: 2 lives, one lost at step 3, the last at step 7, which
+    a time limit ends instead in every other game. Rewards 5, -2, 0, 5, -2, 0, 5.
+    """
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        return super().reset(seed=seed)[0], {"lives": 2}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        obs, _, terminated, truncated, _ = super().step(action)
+        lives = 2 if self.at < 3 else 0 if terminated else 1
+        return obs, (0.0, 5.0, -2.0)[self.at % 3], terminated, truncated, {"lives": lives}
 
 
 class Huge(Counting):

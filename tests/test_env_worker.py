@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -59,10 +60,19 @@ class Driven:
                 )
             self.ring.release(1)
 
+    def asked(self) -> np.ndarray:
+        """What the policy is asked about, (4, stack, obs_dim), by lane."""
+        spec = self.memory.plan.env
+        raw = np.frombuffer(self.server.obs, dtype=np.uint8).reshape(4, -1)
+        rows = raw[:, : self.memory.plan.obs_bytes].view(spec.rows.obs_dtype)
+        return rows.reshape(4, spec.stack, spec.obs_dim)
+
 
 @contextmanager
-def driven(env: str, tmp_path: Path) -> Iterator[Driven]:
-    memory = RunMemory.create(small_plan(env, tmp_path), shared=False)
+def driven(env: str, tmp_path: Path, **changes: bool) -> Iterator[Driven]:
+    plan = small_plan(env, tmp_path)
+    plan = replace(plan, env=replace(plan.env, **changes))
+    memory = RunMemory.create(plan, shared=False)
     d = Driven(memory)
     yield d
     d.worker.close()
@@ -144,6 +154,96 @@ def test_a_bad_value_names_environment_seed_and_step(own_environments, tmp_path,
         assert f"own_envs:{env}" in text
         assert "step 300" in text
         assert f"seed {d.worker.states[0][0].seed}" in text
+
+
+def stacked(*frames: int) -> list[list[int]]:
+    """A stack of 4 whose frames each hold one number, 1600 times."""
+    return [[0] * 1600] * (4 - len(frames)) + [[frame] * 1600 for frame in frames]
+
+
+def test_a_lost_life_ends_the_learners_episode_and_not_the_game(own_environments, tmp_path):
+    with driven("own_envs:Lives", tmp_path, atari=True) as d:
+        assert d.memory.plan.obs_bytes == 4 * 1600
+        seen = [d.asked().tolist()]
+        for _ in range(16):
+            d.step()
+            seen.append(d.asked().tolist())
+        d.drain()
+        done = d.worker.take_finished()
+    signs = [1.0, -1.0, 0.0, 1.0, -1.0, 0.0, 1.0]
+    expected: list[tuple[int, float, int]] = []
+    for game, ends in ((10, TERMINATED), (20, TRUNCATED)):
+        expected += [
+            (RESET, signs[0], game),
+            (0, signs[1], game + 1),
+            (TERMINATED, signs[2], game + 2),
+            (BOUNDARY, 0.0, game + 3),
+            (RESET, signs[3], game + 3),
+            (0, signs[4], game + 4),
+            (0, signs[5], game + 5),
+            (ends, signs[6], game + 6),
+            (BOUNDARY, 0.0, game + 7),
+        ]
+    expected += [(RESET, 1.0, 30), (0, -1.0, 31)]
+    asked = []  # since the reset or the lost life, and never more than 4
+    for game in (10, 20):
+        asked += [(game,), (game, game + 1), (game, game + 1, game + 2)]
+        asked += [tuple(range(game + 3, game + n)) for n in (4, 5, 6, 7)]
+    asked += [(30,), (30, 31), (30, 31, 32)]
+    for lane in range(4):
+        rows = [r for r in d.rows if r[0] == lane]
+        assert [(r[1], r[2], r[3]) for r in rows] == [(f, x, [o] * 1600) for f, x, o in expected]
+        assert [s[lane] for s in seen] == [stacked(*frames) for frames in asked]
+    assert done.returns == [5.0 - 2 + 0 + 5 - 2 + 0 + 5] * 8
+    assert done.lengths == [7] * 8
+
+
+def test_images_that_are_no_game_keep_their_rewards_and_lives(own_environments, tmp_path):
+    with driven("own_envs:Lives", tmp_path) as d:
+        for _ in range(7):
+            d.step()
+        d.drain()
+    rows = [r for r in d.rows if r[0] == 0]
+    assert [r[1] for r in rows] == [RESET, 0, 0, 0, 0, 0, TERMINATED, BOUNDARY]
+    assert [r[2] for r in rows] == [5.0, -2.0, 0.0, 5.0, -2.0, 0.0, 5.0, 0.0]
+
+
+def test_a_game_of_atari_steps(tmp_path):
+    with driven("ALE/Pong-v5", tmp_path) as d:
+        before = d.asked().copy()
+        assert not before[:, :3].any()
+        assert before[:, 3].any(axis=1).all()
+        for k in range(3):
+            d.step()
+            after = d.asked().copy()
+            assert (after[:, :-1] == before[:, 1:]).all()
+            d.drain()
+            newest = {r[0]: r[3] for r in d.rows[4 * k :]}
+            assert all(newest[lane] == before[lane, -1].tolist() for lane in range(4))
+            before = after
+        assert len(d.rows) == 12
+
+
+def test_the_evaluators_games_are_whole_and_unclipped(own_environments, tmp_path):
+    from fdql.proc.evaluator import Arena
+
+    class Watching:
+        def __init__(self) -> None:
+            self.seen: list[list[list[int]]] = []
+
+        def greedy(self, rows: np.ndarray, actions: np.ndarray) -> None:
+            assert (rows.dtype, rows.shape[1]) == (np.uint8, 4 * 1600)
+            self.seen.append(rows[0].reshape(4, 1600).tolist())
+            actions[:] = 0
+
+    spec = replace(small_plan("own_envs:Lives", tmp_path).env, atari=True)
+    arena, policy = Arena(spec, 2, 0, 100), Watching()
+    result = arena.play(policy, lambda: True)  # type: ignore[arg-type]
+    arena.close()
+    assert result is not None
+    assert result.returns.tolist() == [11.0, 11.0]
+    assert result.lengths.tolist() == [7, 7]
+    assert policy.seen == [stacked(*range(max(10, n - 3), n + 1)) for n in range(10, 17)]
 
 
 def test_seeds_differ_between_lanes_and_incarnations():

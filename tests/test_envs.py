@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from fdql.config import ConfigError
+from fdql.config import BadValueError, ConfigError
 from fdql.envs import ActionScale, EnvSpec, describe, make_env
+from fdql.frames import FrameStacks, to_rows
 
 
 @pytest.mark.parametrize(
@@ -41,7 +42,10 @@ def test_a_missing_extra_is_named_with_its_command(monkeypatch):
         ("UnboundedAction", "bounds must be finite"),
         ("MultiAction", "Discrete and Box"),
         ("DictObservation", "FlattenObservation"),
-        ("Picture", "image observations"),
+        ("ManyBands", "GrayscaleObservation"),
+        ("ColouredStack", "up to 16 frames"),
+        ("Screen", "100800 observation components"),
+        ("Screen", "ResizeObservation"),
     ],
 )
 def test_an_unsupported_space_is_named(own_environments, name, says):
@@ -85,3 +89,107 @@ def test_discrete_actions_start_where_the_space_starts():
         eval_episodes=20,
     )
     assert list(ActionScale(spec)(np.arange(3, dtype=np.int32))) == [5, 6, 7]
+
+
+@pytest.mark.parametrize(
+    ("game", "sticky"),
+    [("ALE/Pong-v5", 0.25), ("PongNoFrameskip-v4", 0.0), ("Pong-v4", 0.0), ("Pong-v0", 0.25)],
+)
+def test_a_game_of_atari(game, sticky):
+    made = make_env(game)
+    spec = describe(game, made)
+    ale = made.unwrapped.ale
+    assert ale.getFloat("repeat_action_probability") == sticky
+    assert (spec.image, spec.stack, spec.atari) == ((1, 84, 84), 4, True)
+    assert (spec.obs_dim, spec.obs_shape, spec.action_dim) == (7056, (84, 84), 6)
+    assert (spec.return_threshold, spec.eval_episodes) == (None, 10)
+    assert EnvSpec.from_dict(spec.to_dict()) == spec
+    first, info = made.reset(seed=1)
+    assert 1 <= info["frame_number"] <= 30  # idle ones
+    after, _, _, _, info_after = made.step(2)
+    assert info_after["frame_number"] == info["frame_number"] + 4
+    for frame in (first, after):
+        assert (frame.shape, frame.dtype) == ((84, 84), np.uint8)
+        assert frame.any()
+        assert np.shares_memory(spec.to_row(frame), frame)
+    made.close()
+
+
+def test_the_memory_of_an_atari_machine_is_a_vector():
+    import ale_py  # noqa: F401
+    import gymnasium as gym
+
+    made = gym.make("ALE/Pong-v5", obs_type="ram")
+    spec = describe("own:ram", made)
+    row = spec.to_row(made.reset(seed=1)[0])
+    made.close()
+    assert (spec.image, spec.stack, spec.atari, spec.obs_dim) == (None, 1, False, 128)
+    assert (row.shape, row.dtype) == ((128,), np.float32)
+
+
+@pytest.mark.parametrize("game", ["ALE/Pong-v5", "PongNoFrameskip-v4", "NoSuchGame-v4"])
+def test_a_game_without_the_extra_names_its_command(monkeypatch, game):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "ale_py", None)  # import raises ImportError
+    with pytest.raises(ConfigError, match=r"extra 'atari': pip install .*\[atari\]"):
+        make_env(game)
+
+
+@pytest.mark.parametrize(
+    ("name", "image", "stack"),
+    [
+        ("Picture", (1, 40, 40), 4),
+        ("Coloured", (3, 37, 41), 4),
+        ("Stacked", (5, 36, 40), 1),
+        ("Grid", None, 1),
+    ],
+)
+def test_how_an_image_lies(own_environments, name, image, stack):
+    made = make_env(f"own_envs:{name}")
+    spec = describe(f"own_envs:{name}", made)
+    obs, _ = made.reset(seed=1)
+    row = spec.to_row(obs)
+    made.close()
+    assert (spec.image, spec.stack, spec.atari, spec.obs_shape) == (image, stack, False, obs.shape)
+    assert (spec.eval_episodes, spec.obs_dim) == (20, obs.size)
+    assert (row.shape, row.dtype) == ((obs.size,), np.float32 if image is None else np.uint8)
+    expected = np.moveaxis(obs, -1, 0) if name == "Coloured" else obs
+    assert row.tolist() == expected.ravel().tolist()
+    many = np.stack([obs, obs + 1] * stack)  # two stacks
+    if image is not None:
+        shape = many.shape if stack == 1 else (2, stack, *obs.shape)
+        rows = to_rows(many.reshape(shape), spec.obs_shape, spec.image, spec.stack)
+        assert (rows.shape, rows.dtype) == ((2, stack * obs.size), np.uint8)
+        assert rows.ravel().tolist() == [x for o in many for x in spec.to_row(o).tolist()]
+
+
+def test_an_image_that_is_none_is_told(own_environments):
+    made = make_env("own_envs:FloatPicture")
+    spec = describe("own_envs:FloatPicture", made)
+    with pytest.raises(BadValueError, match="image of float64"):
+        spec.to_row(made.reset(seed=1)[0])
+    made.close()
+
+
+def test_a_stack_is_what_gymnasium_stacks(own_environments):
+    from gymnasium.wrappers import FrameStackObservation
+
+    made = make_env("own_envs:Coloured")
+    spec = describe("own_envs:Coloured", made)
+    made.unwrapped.places = False
+    wrapped = FrameStackObservation(made, spec.stack, padding_type="zero")
+    memory = np.full((2, 128 + spec.stack * spec.obs_dim), 77, dtype=np.uint8)
+    stacks = FrameStacks(memory[:, 128:], spec.stack)  # rows lie apart, as those of slots do
+    for _ in range(2):
+        stacked, _ = wrapped.reset(seed=1)
+        stacks.reset(1, spec.to_row(stacked[-1]))
+        for _ in range(6):
+            rows = to_rows(stacked, spec.obs_shape, spec.image, spec.stack)
+            assert stacks.rows[1].tolist() == rows[0].tolist()
+            assert stacks.newest[1].tolist() == spec.to_row(stacked[-1]).tolist()
+            stacked = wrapped.step(1)[0]
+            stacks.push(1, spec.to_row(stacked[-1]))
+    wrapped.close()
+    assert (memory[0] == 77).all()
+    assert (memory[1, :128] == 77).all()

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from fdql.checkpoint import CheckpointError, load_tensors
 from fdql.config import ConfigError, ExploreConfig
 from fdql.envs import ActionScale, EnvSpec, describe, is_factory, make_env
+from fdql.frames import to_rows
 from fdql.proc.evaluator import Evaluation, play
 from fdql.sac import policy as acting
 from fdql.sac.nets import NetSpec, policy_shapes, size_of
@@ -36,19 +37,14 @@ class Policy:
         """The environment's action for one observation (shape of the space) or many (one more axis
         in front).
 
+        Images are uint8. A policy that sees several at once (env.stack > 1) takes each observation
+        as (stack, *shape of the space), the newest last and zeros before the episode's first:
+        gymnasium.wrappers.FrameStackObservation(env, stack, padding_type="zero") gives them so.
         deterministic=False draws from the policy instead of taking its greedy action. Raises
-        ValueError for another shape or for a NaN or infinity.
+        ValueError for another shape, for images of another dtype, or for a NaN or infinity.
         """
-        obs = np.asarray(obs, dtype=np.float32)
-        one = obs.shape == self.env.obs_shape
-        if not one and obs.shape[1:] != self.env.obs_shape:
-            raise ValueError(
-                f"obs has shape {obs.shape}; {self.env.obs_shape} or (n, *{self.env.obs_shape}) "
-                "works"
-            )
-        if not np.isfinite(obs).all():
-            raise ValueError("obs holds a NaN or an infinity")
-        rows = np.ascontiguousarray(obs.reshape(-1, self.env.obs_dim))
+        obs, one = self._checked(obs)
+        rows = to_rows(obs, self.env.obs_shape, self.env.image, self.env.stack)
         shape, dtype = ((), np.int32) if self.env.discrete else ((self.env.action_dim,), np.float32)
         actions = np.zeros((len(rows), *shape), dtype=dtype)
         if deterministic:
@@ -60,6 +56,29 @@ class Policy:
         scale = ActionScale(self.env)
         out = np.stack([np.asarray(a) for a in scale(actions)])
         return out[0] if one else out
+
+    def _checked(self, obs: NDArray[Any]) -> tuple[NDArray[Any], bool]:
+        """The observations, float32 or uint8, and whether it is a single one."""
+        spec = self.env
+        obs = np.asarray(obs) if spec.image else np.asarray(obs, dtype=np.float32)
+        shape = spec.obs_shape if spec.stack == 1 else (spec.stack, *spec.obs_shape)
+        one = obs.shape == shape
+        if not one and obs.shape[1:] != shape:
+            wrapped = (
+                f": gymnasium.wrappers.FrameStackObservation(env, {spec.stack}, "
+                'padding_type="zero") gives them'
+            )
+            raise ValueError(
+                f"obs has shape {obs.shape}; {shape} or (n, *{shape}) works"
+                + (wrapped if spec.stack > 1 else "")
+            )
+        if spec.image and obs.dtype != np.uint8:
+            raise ValueError(
+                f"obs is an image of {obs.dtype}; uint8 works, as the environment gives it"
+            )
+        if not spec.image and not np.isfinite(obs).all():
+            raise ValueError("obs holds a NaN or an infinity")
+        return obs, one
 
 
 def load(run_dir: str | Path, which: str = "best") -> Policy:
@@ -121,11 +140,7 @@ def evaluate(
     probe = make_env(name)
     spec = describe(name, probe)
     probe.close()
-    if (spec.obs_dim, spec.discrete, spec.action_dim) != (
-        policy.env.obs_dim,
-        policy.env.discrete,
-        policy.env.action_dim,
-    ):
+    if (spec.rows, spec.image) != (policy.env.rows, policy.env.image):
         raise ConfigError(
             f"env = {name!r}: its spaces are not those of {policy.env.env!r}, which the policy "
             "was trained on"

@@ -1,0 +1,56 @@
+"""A policy outside of training: what predict takes of an environment of images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from fdql.envs import describe, make_env
+from fdql.play import Policy
+from gymnasium.wrappers import FrameStackObservation
+
+
+class Recording:
+    """Stands in for a network: keeps the rows that it was asked about and takes action 1."""
+
+    def greedy(self, rows: np.ndarray, actions: np.ndarray) -> None:
+        self.rows = rows.copy()
+        actions[:] = 1
+
+
+def policy_of(name: str) -> tuple[Any, Any, Recording]:
+    made, network = make_env(f"own_envs:{name}"), Recording()
+    spec = describe(f"own_envs:{name}", made)
+    return made, Policy(spec, {}, network, None), network  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["Picture", "Coloured"])
+def test_single_images_are_given_as_gymnasium_stacks_them(own_environments, name):
+    made, policy, network = policy_of(name)
+    env = FrameStackObservation(made, 4, padding_type="zero")
+    env.reset(seed=1)
+    stacked = env.step(1)[0]
+    assert policy.predict(stacked).shape == ()
+    frames = network.rows.reshape(4, -1)
+    assert (frames.dtype, frames[:2].any()) == (np.uint8, False)
+    for k in (2, 3):
+        assert frames[k].tolist() == policy.env.to_row(stacked[k]).tolist()
+    assert policy.predict(np.stack([stacked] * 3)).tolist() == [1, 1, 1]
+    assert network.rows.shape == (3, 4 * policy.env.obs_dim)
+    with pytest.raises(ValueError, match=r"FrameStackObservation\(env, 4, padding_type=.zero.\)"):
+        policy.predict(stacked[-1])
+    with pytest.raises(ValueError, match="image of float64; uint8 works"):
+        policy.predict(stacked / 255)
+    env.close()
+
+
+def test_images_that_come_stacked_are_taken_as_they_are(own_environments):
+    made, policy, network = policy_of("Stacked")
+    obs, _ = made.reset(seed=1)
+    assert policy.predict(obs).shape == ()
+    assert network.rows.tolist() == [obs.ravel().tolist()]
+    assert policy.predict(np.stack([obs, obs])).shape == (2,)
+    with pytest.raises(ValueError, match=r"\(5, 36, 40\) or \(n, \*\(5, 36, 40\)\) works$"):
+        policy.predict(obs[0])
+    made.close()
