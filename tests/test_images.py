@@ -1,4 +1,4 @@
-"""Images: the encoder's shapes and start, what it learns, and that acting sees what learning saw."""
+"""Images: the encoder's shapes, what it learns, and that acting sees what learning saw."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 from fdql.config import SacConfig
-from fdql.sac.forward import encode
+from fdql.sac.forward import centred, encode
 from fdql.sac.kernels import CompiledLearner
+from fdql.sac.kernels_images import channels_last
 from fdql.sac.nets import (
     NetSpec,
     encoder_shapes,
@@ -66,6 +67,14 @@ def test_the_encoder_starts_orthogonal():
     assert named["encoder.g3"].min() == named["encoder.g3"].max() == 1.0
 
 
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_planes_become_pixels(channels):
+    rng = np.random.default_rng(0)
+    planes = rng.integers(0, 256, (2, channels, 5, 6), dtype=np.uint8)
+    pixels = channels_last(planes.reshape(2, -1), (channels, 5, 6))
+    np.testing.assert_array_equal(pixels, planes.transpose(0, 2, 3, 1))
+
+
 def test_features_of_one_image_by_hand():
     """One convolution position computed with numpy, so that the order of channels is pinned."""
     spec = spec_of(True)
@@ -80,7 +89,7 @@ def test_features_of_one_image_by_hand():
         ).relu()
     np.testing.assert_allclose(whole[0, :, 1, 2], first, atol=1e-5)
     tensors = {k: torch.from_numpy(v) for k, v in named.items()}
-    features = encode(tensors, torch.from_numpy(x).view(1, STACK, SIDE, SIDE))
+    features = encode(tensors, centred(torch.from_numpy(channels_last(x, spec.image))))
     assert features.shape == (1, 256)
     assert features.min() == 0.0
     np.testing.assert_allclose((features > 0).float().mean(), 0.5, atol=0.2)
@@ -100,7 +109,7 @@ def test_acting_sees_what_learning_saw(discrete):
     policy = Policy(spec, flat)
     with torch.no_grad():
         tensors = {k: torch.from_numpy(v) for k, v in views(flat, policy_shapes(spec)).items()}
-        x = encode(tensors, torch.from_numpy(obs).view(-1, *spec.image)).numpy()
+        x = encode(tensors, centred(torch.from_numpy(channels_last(obs, spec.image)))).numpy()
     plain = NetSpec(obs_dim=256, action_dim=2, discrete=discrete, **SMALL)
     identity = np.concatenate([np.zeros(256), np.ones(256), flat]).astype(np.float32)
     twin = Policy(plain, identity[: size_of(policy_shapes(plain))])

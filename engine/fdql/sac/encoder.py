@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fdql.sac.forward import encode
+from fdql.sac.forward import centred, encode
+from fdql.sac.kernels_images import channels_last
 from fdql.sac.nets import F32, NetSpec
 
 
@@ -27,6 +28,6 @@ class Encoder:
     @torch.inference_mode()
     def __call__(self, images: NDArray[np.uint8]) -> F32:
         """(n, O) uint8, O = channels * height * width -> (n, 256) float32."""
-        x = torch.from_numpy(images).view(-1, *self._image)
-        features: F32 = encode(self._network, x).numpy()
+        x = torch.from_numpy(channels_last(images, self._image))
+        features: F32 = encode(self._network, centred(x)).numpy()
         return features

@@ -29,19 +29,26 @@ def image_dtype(setting: str, device: str) -> torch.dtype:
     return torch.bfloat16 if setting == "bfloat16" else torch.float32
 
 
-def encode(p: Params, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Features (B, 256) >= 0, float32, of uint8 images (B, channels, height, width) seen as
-    x / 255 - 0.5. (Mnih 2015, thinner)
+def centred(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """x - 127.5 of uint8 images (B, height, width, channels), as (B, channels, height, width).
 
-    dtype   of the products; parameters and sums stay float32. bfloat16 has 8 digits, which hold
-            x - 127.5 exactly: the division by 255 is left to the first layer's weights.
+    Exact in bfloat16, which has 8 binary digits; `encode` leaves the division by 255 to its
+    weights.
     """
-    x = images.to(dtype, memory_format=torch.channels_last).sub_(127.5)
+    return images.to(dtype).sub_(127.5).permute(0, 3, 1, 2)
+
+
+def encode(p: Params, x: Tensor) -> Tensor:
+    """Features (B, 256) >= 0, float32, of `centred` images. (Mnih 2015, thinner)
+
+    Products are made in the dtype of x; parameters and sums stay float32.
+    """
+    dtype = x.dtype
     for i, (_, _, stride) in enumerate(CONVOLUTIONS):
         w = p[f"encoder.w{i}"] / 255.0 if i == 0 else p[f"encoder.w{i}"]
         w = w.to(dtype, memory_format=torch.channels_last)
         x = F.conv2d(x, w, p[f"encoder.b{i}"].to(dtype), stride).relu_()
-    flat = x.contiguous().flatten(1)
+    flat = x.permute(0, 2, 3, 1).flatten(1)  # as they lie
     h = (flat @ p["encoder.w3"].to(dtype)).to(torch.float32) + p["encoder.b3"]
     g, shift = p["encoder.g3"], p["encoder.h3"]
     return F.layer_norm(h, (FEATURES,), g, shift, LAYER_NORM_EPS).relu()

@@ -77,7 +77,7 @@ FEATURES = 256
 
 def encoder_shapes(spec: NetSpec) -> dict[str, tuple[int, ...]]:
     """The encoder of images: convolutions (out, in, kernel, kernel) with bias, then w3 as a dense
-    layer on (channels, height, width) flattened, with layer norm. Empty for vectors."""
+    layer on (height, width, channels) flattened, with layer norm. Empty for vectors."""
     if spec.image is None:
         return {}
     channels, *size = spec.image

@@ -17,7 +17,8 @@ from torch import Tensor
 from fdql.config import SacConfig
 from fdql.sac import heads
 from fdql.sac.adamw import adam_scalar_step, adamw_step, clip_gradient
-from fdql.sac.forward import Params, actor_moments, critic_logits, encode, image_dtype
+from fdql.sac.forward import Params, actor_moments, centred, critic_logits, encode, image_dtype
+from fdql.sac.kernels_images import channels_last
 from fdql.sac.learner import (
     F64,
     I32,
@@ -124,15 +125,13 @@ class TorchLearner:
             priority_out,
         )  # fmt: skip
         statistics = self._tensor(obs_mean), self._tensor(obs_scale)
-        inputs, next_inputs = self._tensor(obs), self._tensor(next_obs)
+        inputs, next_inputs = (self._inputs(o, *statistics) for o in (obs, next_obs))
         scaled = self._tensor(reward) / float(reward_scale[0])
         temperature = math.exp(self.ln_temperature)  # of this whole update
 
         with torch.no_grad():
-            online = self._features(self._frozen, next_inputs, *statistics)
-            slow = online
-            if self.spec.image is not None:
-                slow = self._features(self._frozen_target, next_inputs, *statistics)
+            online = self._features(self._frozen, next_inputs)
+            slow = self._features(self._frozen_target, next_inputs)
             if self.spec.discrete:
                 next_value = self._discrete_value(online, slow, temperature)
             else:
@@ -140,7 +139,7 @@ class TorchLearner:
             y = heads.bellman_target(scaled, self._tensor(discount), next_value)
             clipped = y.clamp(-self.spec.v_max, self.spec.v_max)
             p = heads.hl_gauss_target(clipped, self._edges, self._sigma)
-        x = self._features(self._critic, inputs, *statistics)
+        x = self._features(self._critic, inputs)
         logits = self._critic_step(x, self._tensor(action), p)
         with torch.no_grad():
             q = heads.expected_value(logits, self._centres).mean(0)
@@ -155,11 +154,16 @@ class TorchLearner:
         self._flat_target.lerp_(self._flat[: self._split], self.config.target_rate)
         self.updates += 1
 
-    def _features(self, p: Params, inputs: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
-        """What critics and actor see: the normalised vector, or the encoder's view of images."""
+    def _inputs(self, obs: F32 | U8, mean: Tensor, scale: Tensor) -> Tensor:
+        """Normalised vectors (B, O), or centred images (B, C, H, W)."""
         if self.spec.image is None:
-            return heads.normalised_obs(inputs, mean, scale)
-        return encode(p, inputs.view(-1, *self.spec.image), self._image_dtype)
+            return heads.normalised_obs(self._tensor(obs), mean, scale)
+        pixels = self._tensor(channels_last(obs, self.spec.image))
+        return centred(pixels, self._image_dtype)
+
+    def _features(self, p: Params, inputs: Tensor) -> Tensor:
+        """What critics and actor see: the vector itself, or the encoder's view of images."""
+        return inputs if self.spec.image is None else encode(p, inputs)
 
     def _discrete_value(self, online_x: Tensor, slow_x: Tensor, temperature: float) -> Tensor:
         """V(s'), (B,): policy from the online critics, values from the targets (double Q).
@@ -232,17 +236,10 @@ class TorchLearner:
         gradient = torch.cat([g.flatten() for g in gradients])
         norm = clip_gradient(gradient, self.config.gradient_clip)
         if not math.isfinite(norm):
-            raise NotFiniteError(
-                f"{what} gradient norm is {norm} at update {self.updates}, loss {loss.item()}"
-            )
-        adamw_step(
-            self._flat[part],
-            gradient,
-            self._flat_moments[:, part],
-            self._keep[part],
-            self.config.step_size,
-            step,
-        )
+            where = f"at update {self.updates}, loss {loss.item()}"
+            raise NotFiniteError(f"{what} gradient norm is {norm} {where}")
+        moments, keep = self._flat_moments[:, part], self._keep[part]
+        adamw_step(self._flat[part], gradient, moments, keep, self.config.step_size, step)
         return norm
 
     def _temperature_step(self, gradient: float, step: int) -> None:
