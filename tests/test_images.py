@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from fdql.config import SacConfig
-from fdql.sac.forward import centred, encode
+from fdql.sac.encoder import centred, encode
 from fdql.sac.kernels import CompiledLearner
 from fdql.sac.kernels_images import channels_last
 from fdql.sac.nets import (

@@ -81,6 +81,17 @@ class EnvSpec:
             stack=self.stack,
         )
 
+    @property
+    def net_inputs(self) -> dict[str, Any]:
+        """What decides the outer shapes of networks for it, by the names that NetSpec has."""
+        image = self.image and (self.stack * self.image[0], *self.image[1:])
+        return {
+            "obs_dim": self.stack * self.obs_dim,
+            "action_dim": self.action_dim,
+            "discrete": self.discrete,
+            "image": image,
+        }
+
     def to_dict(self) -> dict[str, Any]:
         """Plain dict for JSON."""
         return asdict(self)

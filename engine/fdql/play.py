@@ -107,9 +107,7 @@ def load(run_dir: str | Path, which: str = "best") -> Policy:
                 f"{file}: format {facts['format']!r}, this version reads format 1"
             )
         env = EnvSpec.from_dict(facts["env"])
-        net = NetSpec(
-            obs_dim=env.obs_dim, action_dim=env.action_dim, discrete=env.discrete, **facts["net"]
-        )
+        net = NetSpec(**env.net_inputs, **facts["net"])
         flat = arrays["policy"]
         if flat.dtype != np.float32 or flat.shape != (size_of(policy_shapes(net)),):
             raise CheckpointError(

@@ -114,13 +114,8 @@ class RunPlan:
     def net(self) -> NetSpec:
         """Shapes of the networks."""
         sac = self.config.sac
-        env = self.env
-        image = env.image and (env.stack * env.image[0], *env.image[1:])
         return NetSpec(
-            obs_dim=env.stack * env.obs_dim,
-            image=image,
-            action_dim=self.env.action_dim,
-            discrete=self.env.discrete,
+            **self.env.net_inputs,
             critic_width=sac.critic_width,
             actor_width=sac.actor_width,
             bins=sac.bins,

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fdql.config import SacConfig
-from fdql.sac import heads
+from fdql.sac import encoder, heads
 from fdql.sac.adamw import adam_scalar_step, adamw_step, clip_gradient
-from fdql.sac.forward import Params, actor_moments, centred, critic_logits, encode, image_dtype
+from fdql.sac.forward import Params, actor_moments, critic_logits
 from fdql.sac.kernels_images import channels_last
 from fdql.sac.learner import (
     F64,
@@ -58,9 +58,11 @@ class TorchLearner:
         device: str = "cpu", threads: int = 1,
     ) -> None:  # fmt: skip
         torch.set_num_threads(threads)
+        if spec.image is not None:
+            encoder.keep_freed_memory()
         self.spec = spec
         self._device = torch.device(device)
-        self._image_dtype = image_dtype(config.image_dtype, device)
+        self._image_dtype = encoder.image_dtype(config.image_dtype, device)
         self.config = config
         self._exponent = priority_exponent
         self._rng = np.random.default_rng(seed)
@@ -159,11 +161,11 @@ class TorchLearner:
         if self.spec.image is None:
             return heads.normalised_obs(self._tensor(obs), mean, scale)
         pixels = self._tensor(channels_last(obs, self.spec.image))
-        return centred(pixels, self._image_dtype)
+        return encoder.centred(pixels, self._image_dtype)
 
     def _features(self, p: Params, inputs: Tensor) -> Tensor:
         """What critics and actor see: the vector itself, or the encoder's view of images."""
-        return inputs if self.spec.image is None else encode(p, inputs)
+        return inputs if self.spec.image is None else encoder.encode(p, inputs)
 
     def _discrete_value(self, online_x: Tensor, slow_x: Tensor, temperature: float) -> Tensor:
         """V(s'), (B,): policy from the online critics, values from the targets (double Q).
