@@ -3,8 +3,8 @@
     pytest bench/bench_update.py --benchmark-group-by=group
     python bench/bench_update.py            # in turns, with one and with two threads
 
-Batch 256, width 128, 101 bins: the defaults. The shapes are CartPole's (4 observations, 2 actions)
-and HalfCheetah's (26, 6 components). Share = multiply-adds that one update needs, times updates
+Batch 256, width 128, 101 bins: the defaults. The shapes are CartPole's (4 observations, 2 actions),
+HalfCheetah's (26, 6 components) and an Atari game's (four 84 x 84 frames, 6 actions; torch only). Share = multiply-adds that one update needs, times updates
 per second, over the best sgemm rate of the same run: the rest is what is not a matrix product.
 For pytest set OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 to compare one thread with one thread.
 """
@@ -19,7 +19,7 @@ import pytest
 import torch
 from fdql.config import ExploreConfig, SacConfig
 from fdql.sac.kernels import CompiledLearner
-from fdql.sac.nets import NetSpec, policy_shapes, size_of
+from fdql.sac.nets import CONVOLUTIONS, FEATURES, NetSpec, policy_shapes, size_of
 from fdql.sac.policy import Explorer, Policy, explorer_mask
 from fdql.sac.update import TorchLearner
 from peers.runs import usable_cores
@@ -30,6 +30,7 @@ SPECS = {
     "discrete 4 -> 2": NetSpec(obs_dim=4, action_dim=2, discrete=True),
     "continuous 26 -> 6": NetSpec(obs_dim=26, action_dim=6, discrete=False),
 }
+PIXELS = NetSpec(obs_dim=4 * 84 * 84, action_dim=6, discrete=True, image=(4, 84, 84))
 Learner = CompiledLearner | TorchLearner
 
 
@@ -41,6 +42,11 @@ def multiply_adds(spec: NetSpec) -> float:
     i, w, k, a = spec.critic_in, spec.critic_width, spec.bins, spec.action_dim
     hidden = i * w + w * w
     train = 2 * (hidden + w * k + 2 * w * k + 2 * w * w + i * w)
+    if spec.image is not None:  # three passes forward, one back that needs no gradient of pixels
+        first, rest = encoder_multiply_adds(spec)
+        train += (
+            3 * (first + rest) + first + 2 * rest + 2 * i * w
+        )  # into the features, both critics
     if spec.discrete:
         return ROWS * (train + 4 * (hidden + w * k * a))
     v = spec.actor_width
@@ -50,20 +56,32 @@ def multiply_adds(spec: NetSpec) -> float:
     return ROWS * (train + actor + 2 * (hidden + w * k) + actor_step / 2)
 
 
+def encoder_multiply_adds(spec: NetSpec) -> tuple[float, float]:
+    """Of one image: the first convolution, and everything after it."""
+    assert spec.image is not None
+    layers, (channels, height, width) = [], spec.image
+    for out, kernel, stride in CONVOLUTIONS:
+        height, width = ((n - kernel) // stride + 1 for n in (height, width))
+        layers.append(out * channels * kernel * kernel * height * width)
+        channels = out
+    return layers[0], sum(layers[1:]) + channels * height * width * FEATURES
+
+
 def batches(spec: NetSpec, count: int = 8) -> list[tuple[np.ndarray, ...]]:
     rng = np.random.default_rng(0)
     made = []
     for _ in range(count):
         obs, next_obs = rng.standard_normal((2, ROWS, spec.obs_dim), dtype=np.float32)
+        if spec.image is not None:
+            obs, next_obs = rng.integers(0, 256, (2, *obs.shape), dtype=np.uint8)
         action = rng.integers(0, spec.action_dim, ROWS).astype(np.int32)
         if not spec.discrete:
             action = rng.uniform(-1, 1, (ROWS, spec.action_dim)).astype(np.float32)
         reward = rng.standard_normal(ROWS, dtype=np.float32)
         discount = np.full(ROWS, 0.97, np.float32)
-        mean, scale = np.zeros(spec.obs_dim, np.float32), np.ones(spec.obs_dim, np.float32)
-        made.append(
-            (obs, action, reward, discount, next_obs, mean, scale, scale[:1], np.zeros(ROWS))
-        )
+        mean, scale = (f(spec.statistics, np.float32) for f in (np.zeros, np.ones))
+        one = np.ones(1, np.float32)
+        made.append((obs, action, reward, discount, next_obs, mean, scale, one, np.zeros(ROWS)))
     return made
 
 
@@ -121,10 +139,29 @@ def test_inference_round_of_8(benchmark, name):
     assert np.abs(out).max() <= 1
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_update_of_images(benchmark, dtype):
+    learner = TorchLearner(PIXELS, SacConfig(image_dtype=dtype), 0.4, 0)
+    data = batches(PIXELS, 2)
+    for _ in range(2):
+        learner.update(*data[0])
+    benchmark.group = "four 84 x 84 frames -> 6"
+    benchmark(lambda: learner.update(*data[learner.updates % 2]))
+    check(learner, learner.updates)
+    if benchmark.stats is not None:
+        benchmark.extra_info["updates per second"] = round(1 / benchmark.stats.stats.median, 1)
+
+
 def contestants(spec: NetSpec) -> dict[str, tuple[Learner, int]]:
     """Name -> learner and its threads; two threads only where there are two cores."""
     made: dict[str, tuple[Learner, int]] = {}
     for threads in range(1, 1 + min(2, usable_cores())):
+        if spec.image is not None:
+            for dtype in ("float32", "bfloat16"):
+                config = SacConfig(image_dtype=dtype)
+                learner = TorchLearner(spec, config, 0.4, 0, threads=threads)
+                made[f"{dtype}, {threads} thread(s)"] = learner, threads
+            continue
         made[f"compiled, {threads} thread(s)"] = (
             CompiledLearner(spec, SacConfig(), 0.4, 0, threads=threads), threads,
         )  # fmt: skip
@@ -135,7 +172,9 @@ def contestants(spec: NetSpec) -> dict[str, tuple[Learner, int]]:
 def main(rounds: int = 30, each: int = 8) -> None:
     """All in turns; last line JSON. Best rounds show the code, medians the machine."""
     rows = []
-    for name, spec in SPECS.items():
+    for name, spec in (SPECS | {"four 84 x 84 frames -> 6": PIXELS}).items():
+        if spec.image is not None:
+            rounds, each = rounds // 3, 4
         data, learners = batches(spec), contestants(spec)
         rates: dict[str, list[float]] = {who: [] for who in learners}
         sgemm: list[float] = []
@@ -150,13 +189,13 @@ def main(rounds: int = 30, each: int = 8) -> None:
             sgemm.append(sgemm_rate())
         for learner, _ in learners.values():
             check(learner, learner.updates)
-        base = "torch, 1 thread(s)"
+        base = next(who for who in rates if who[:8] in ("torch, 1", "float32,"))
         print(f"{name}: sgemm {2e-9 * max(sgemm):.0f} GFLOP/s, one thread")
         for who, mine in rates.items():
             row = {
                 "shape": name, "who": who, "best": round(max(mine), 1),
                 "median": round(float(np.median(mine)), 1),
-                "ratio of medians to torch, 1 thread": round(
+                "ratio of medians to torch (float32), 1 thread": round(
                     float(np.median(mine) / np.median(rates[base])), 2
                 ),
                 "share of sgemm, one core": round(max(mine) * multiply_adds(spec) / max(sgemm), 3),

@@ -51,6 +51,7 @@ TASKS = {
     "MountainCarContinuous-v0": Task(line=90.0, peers=CONTINUOUS),
     "LunarLander-v3": Task(line=200.0, every_steps=5000, peers=DISCRETE),
     "LunarLanderContinuous-v3": Task(line=236.0, every_steps=5000, peers=(*CONTINUOUS, "sbx-tqc")),
+    "PongNoFrameskip-v4": Task(line=14.7, episodes=10, every_steps=20_000, peers=()),
     "HalfCheetahBulletEnv-v0": Task(line=None, every_steps=10_000, peers=(*CONTINUOUS, "sbx-tqc")),
 }
 
