@@ -4,8 +4,9 @@
     python bench/bench_update.py            # in turns, with one and with two threads
 
 Batch 256, width 128, 101 bins: the defaults. The shapes are CartPole's (4 observations, 2 actions),
-HalfCheetah's (26, 6 components) and an Atari game's (four 84 x 84 frames, 6 actions; torch only). Share = multiply-adds that one update needs, times updates
-per second, over the best sgemm rate of the same run: the rest is what is not a matrix product.
+HalfCheetah's (26, 6 components) and an Atari game's (four 84 x 84 frames, 6 actions; torch only).
+Share = multiply-adds that one update needs, times updates per second, over the best sgemm rate of
+the same run: the rest is what is not a matrix product; bfloat16 products may exceed 1.
 For pytest set OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 to compare one thread with one thread.
 """
 

@@ -154,9 +154,11 @@ def banner(plan: RunPlan, cores: int, replay: int, step_us: float) -> list[str]:
         if env.discrete
         else f"{env.action_dim} continuous action components"
     )
+    seen = f"{env.obs_dim} observation components"
+    if env.image is not None:
+        seen = "images of " + " x ".join(str(n) for n in (env.stack * env.image[0], *env.image[1:]))
     lines = [
-        f"fdql {__version__}: {config.env}, {env.obs_dim} observation components, {kind}, seed "
-        f"{config.seed}",
+        f"fdql {__version__}: {config.env}, {seen}, {kind}, seed {config.seed}",
         f"{cores} core(s) usable"
         + (f", an environment step takes {step_us:,.0f} us; " if 0 < step_us < math.inf else "; ")
         + (
