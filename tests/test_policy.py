@@ -150,11 +150,13 @@ def test_boltzmann_frequencies():
     assert np.all(np.abs(counts / (n * rounds) - p) < 5 * deviation + 1e-9)
 
 
-def test_tanh_normal_noise_is_white_for_others_and_held_and_wide_for_explorers():
+def test_tanh_normal_noise_of_explorers_is_held_and_wide_others_may_be_white():
     spec = small_spec(False)
     policy, obs = Policy(spec, random_snapshot(spec)), observations(spec, 1)
     mean, std = policy.distribution(obs)
-    config = ExploreConfig(explorer_std_factor=0.0, explorer_min_std=0.25, hold_longest=8)
+    config = ExploreConfig(
+        explorer_std_factor=0.0, explorer_min_std=0.25, hold_longest=8, policy_hold_longest=1
+    )
     explorer = Explorer(spec, config, 2, explorer_mask(0.5, 2), seed=3)
     assert explorer.explorer.tolist() == [True, False]
     rows, out = np.repeat(obs, 2, 0), empty_actions(spec, 2)
@@ -174,6 +176,29 @@ def test_tanh_normal_noise_is_white_for_others_and_held_and_wide_for_explorers()
     if np.isfinite(white).all():
         assert white.std() == pytest.approx(width, rel=0.1)
     assert not np.isclose(white[1:], white[:-1], atol=1e-7).any()
+
+
+def test_continuous_explorers_retire_and_hold_the_noise_of_the_others():
+    spec = small_spec(False)
+    policy, obs = Policy(spec, random_snapshot(spec)), observations(spec, 1)
+    config = ExploreConfig(
+        explorer_std_factor=0.0, explorer_min_std=1e-3, explorer_steps=100, policy_hold_longest=4
+    )
+    explorer = Explorer(spec, config, 1, explorer_mask(1.0, 1), seed=3)
+    out = empty_actions(spec, 1)
+    mean, std = policy.distribution(obs)
+    k = np.argmin(np.abs(mean[0]) + std[0])
+    noise = []
+    for _ in range(3100):
+        explorer.act(policy, obs, np.zeros(1, np.int64), False, out)
+        with np.errstate(divide="ignore"):
+            noise.append(float(np.arctanh(out.astype(np.float64)[0, k]) - mean[0, k]))
+    assert np.abs(noise[:99]).max() < 5e-3  # as wide as an explorer's ...
+    later = np.array(noise[100:])
+    assert later.std() == pytest.approx(std[0, k], rel=0.15)  # ... then as the policy's
+    repeats = np.isclose(later[1:], later[:-1], atol=1e-6).mean()
+    # mean hold = sum k**-1 / sum k**-2 over 1..4 = 2.083 / 1.424 = 1.463 steps
+    assert repeats == pytest.approx(1 - 1 / 1.463, abs=0.05)
 
 
 def test_warmup_holds_uniform_actions_without_a_policy():

@@ -191,14 +191,18 @@ class ExploreConfig:
     """Explorers (continuous): deviation before tanh is this factor times the policy's ..."""
     explorer_min_std: float = 1.0
     """... but at least this."""
+    explorer_steps: int = 20_000
+    """Explorers (continuous) are like the others after this many environment steps: what they store
+    is far from the policy, and locomotion learns from them at half the speed.
+    """
     explorer_epsilon: float = 0.1
     """Explorers (discrete): chance per step to start a held uniform action."""
     hold_exponent: float = 2.0
-    """Held noise lasts k steps with probability ~ k ** -exponent (epsilon-z-greedy, Dabney 2021)
-    ...
-    """
+    """Noise lasts k steps with probability ~ k ** -exponent (epsilon-z-greedy, Dabney 2021) ..."""
     hold_longest: int = 64
-    """... and k at most this."""
+    """... and k is at most this in the warm-up and of explorers ..."""
+    policy_hold_longest: int = 16
+    """... and this of all others' continuous actions; 1: their noise is white."""
 
     def __post_init__(self) -> None:
         _require(
@@ -217,12 +221,15 @@ class ExploreConfig:
                 0 <= value < math.inf, f"explore.{key}", value, "must be at least 0 and finite", 1.0
             )
         _require(
-            1 <= self.hold_longest <= 10_000,
-            "explore.hold_longest",
-            self.hold_longest,
-            "must be in 1..10000",
-            64,
+            self.explorer_steps >= 0,
+            "explore.explorer_steps",
+            self.explorer_steps,
+            "must be at least 0",
+            20_000,
         )
+        for key in ("hold_longest", "policy_hold_longest"):
+            value = getattr(self, key)
+            _require(1 <= value <= 10_000, f"explore.{key}", value, "must be in 1..10000", 16)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

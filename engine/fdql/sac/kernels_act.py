@@ -159,7 +159,7 @@ def act_boltzmann(
 def act_tanh_normal(
     snapshot: F32, obs: F32, s: Scratch, lanes: I64, explorer: BoolArray,
     normal: F32, uniform: F64, factor: np.float32, least: np.float32,
-    cumulative: F64, left: I64, held: F32, out: F32,
+    policy_cumulative: F64, cumulative: F64, left: I64, held: F32, out: F32,
 ) -> None:  # fmt: skip
     """out = tanh(mean + std noise), the noise held; the std of explorers is max(factor std, least).
 
@@ -172,7 +172,8 @@ def act_tanh_normal(
     for i in range(rows):
         lane = lanes[i]
         if left[lane] == 0:
-            left[lane] = hold_steps(cumulative, uniform[i])
+            lasts = cumulative if explorer[lane] else policy_cumulative
+            left[lane] = hold_steps(lasts, uniform[i])
             for j in range(components):
                 held[lane, j] = normal[i, j]
         left[lane] -= 1

@@ -166,8 +166,9 @@ class Explorer:
     """Training actions of lanes 0..n_lanes-1 and the noise each lane holds; one thread at a time.
 
     White noise alone finds no distant goals, noise held for k ~ zeta(2) steps does (Dabney 2021;
-    pink noise, Eberhard 2023). Noise is held in warm-up, where it is all there is, and by
-    explorers; the other lanes follow the policy with white noise.
+    pink noise, Eberhard 2023). Noise is held in warm-up, where it is all there is, by explorers,
+    and by every continuous policy, which otherwise falls before it can run. Continuous explorers
+    are explorers for explorer_steps actions in all; discrete ones always.
 
     explorer   bool (n_lanes,): which lanes explore harder than the policy
     seed       of the noise; the same calls give the same actions
@@ -186,8 +187,12 @@ class Explorer:
         self._epsilon = config.explorer_epsilon
         self._factor = np.float32(config.explorer_std_factor)
         self._least = np.float32(config.explorer_min_std)
+        self._steps_left = config.explorer_steps
         self._rng = np.random.default_rng(seed)
         self._cumulative = hold_distribution(config.hold_exponent, config.hold_longest)
+        self._policy_cumulative = hold_distribution(
+            config.hold_exponent, config.policy_hold_longest
+        )
         held: Any = np.zeros((n_lanes, spec.action_dim), dtype=np.float32)
         if spec.discrete:
             held = np.zeros(n_lanes, dtype=np.int64)
@@ -210,6 +215,10 @@ class Explorer:
             )
         if rows and lanes.view(np.uint64).max() >= self._n_lanes:  # a negative lane is a huge one
             raise ValueError(f"lanes {lanes.tolist()}: must be in 0..{self._n_lanes - 1}")
+        if self._steps_left > 0 and not self.spec.discrete:
+            self._steps_left -= rows
+            if self._steps_left <= 0:
+                self.explorer[:] = False
         if warmup:
             self._warm_up(lanes, out)
             return
@@ -228,7 +237,8 @@ class Explorer:
             normal = self._rng.standard_normal((rows, self.spec.action_dim), dtype=np.float32)
             kernels.act_tanh_normal(
                 policy.snapshot, x, scratch, lanes, self.explorer,
-                normal, self._rng.random(rows), self._factor, self._least, *noise,
+                normal, self._rng.random(rows), self._factor, self._least,
+                self._policy_cumulative, *noise,
             )  # fmt: skip
 
     def _warm_up(self, lanes: I64, out: Actions) -> None:
