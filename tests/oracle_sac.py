@@ -126,7 +126,7 @@ class NaiveLearner:
 
     def pessimistic(self, q):
         """The critics' minimum at pessimism 1, their mean at 0."""
-        w = self.c.pessimism
+        w = self.c.pessimism_for(self.discrete)
         return w * q.min(0) + (1 - w) * q.mean(0)
 
     def update(self, obs, action, reward, discount, next_obs, mean, scale, reward_scale, draw):

@@ -69,8 +69,10 @@ class SacConfig:
     """Discrete target entropy: that of an epsilon-greedy policy with this epsilon."""
     image_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Products of the image encoder while learning; auto: bfloat16 where the CPU has it."""
-    pessimism: float = 1.0
-    """Value of two target critics: their minimum at 1, their mean at 0."""
+    pessimism: float | None = None
+    """Value of two target critics: their minimum at 1, their mean at 0; None: 1 for discrete
+    actions, 0 for continuous ones.
+    """
     policy_delay: int = 2
     """The actor is updated at every policy_delay-th update of the critics."""
 
@@ -78,6 +80,10 @@ class SacConfig:
     def step_size(self) -> float:
         """The learning rate, 1e-3 where none is given."""
         return 1e-3 if self.learning_rate is None else self.learning_rate
+
+    def pessimism_for(self, discrete: bool) -> float:
+        """The pessimism; where none is given, that of this kind of action."""
+        return float(discrete) if self.pessimism is None else self.pessimism
 
     def __post_init__(self) -> None:
         _require(0 <= self.discount < 1, "sac.discount", self.discount, "must be in [0, 1)", 0.99)
@@ -88,9 +94,10 @@ class SacConfig:
             "must be in (0, 1]",
             0.05,
         )
-        _require(
-            0 <= self.pessimism <= 1, "sac.pessimism", self.pessimism, "must be in [0, 1]", 1.0
-        )
+        if self.pessimism is not None:
+            _require(
+                0 <= self.pessimism <= 1, "sac.pessimism", self.pessimism, "must be in [0, 1]", 1.0
+            )
         _require(self.batch_size >= 1, "sac.batch_size", self.batch_size, "must be at least 1", 256)
         for key in ("critic_width", "actor_width"):
             value = getattr(self, key)

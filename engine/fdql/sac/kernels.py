@@ -101,7 +101,7 @@ class CompiledLearner:
             sigma_bins=config.sigma_bins,
             ln_min_temperature=math.log(config.min_temperature),
             priority_exponent=priority_exponent,
-            pessimism=config.pessimism,
+            pessimism=config.pessimism_for(spec.discrete),
         )
         self._rows = 0
         self._critics: Critics

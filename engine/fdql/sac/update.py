@@ -64,6 +64,7 @@ class TorchLearner:
         self._device = torch.device(device)
         self._image_dtype = encoder.image_dtype(config.image_dtype, device)
         self.config = config
+        self._pessimism = config.pessimism_for(spec.discrete)
         self._exponent = priority_exponent
         self._rng = np.random.default_rng(seed)
         self.params = initialise(spec, self._rng)
@@ -181,7 +182,7 @@ class TorchLearner:
             rate = 1.0 if self.updates <= SOLVE_WHOLE else SOLVE_RATE
             self.ln_temperature += rate * (root - self.ln_temperature)
         slow = self._action_values(self._frozen_target, slow_x)
-        return heads.boltzmann_value(ln_policy, heads.pessimistic(slow, self.config.pessimism))
+        return heads.boltzmann_value(ln_policy, heads.pessimistic(slow, self._pessimism))
 
     def _continuous_value(self, online_x: Tensor, slow_x: Tensor) -> Tensor:
         """V(s') = pessimistic Q(s', a'), (B,), at one action a' ~ pi(.|s')."""
@@ -189,7 +190,7 @@ class TorchLearner:
         next_action = torch.tanh(mean + ln_std.exp() * self._noise(len(online_x)))
         logits = critic_logits(self._frozen_target, torch.cat([slow_x, next_action], 1))
         q = heads.expected_value(logits, self._centres)
-        return heads.pessimistic(q, self.config.pessimism)
+        return heads.pessimistic(q, self._pessimism)
 
     def _action_values(self, critic: Params, x: Tensor) -> Tensor:
         """Q_i(s, a) of both critics and every discrete action, (2, B, A)."""
