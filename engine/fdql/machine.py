@@ -74,8 +74,8 @@ def resolve(config: Config, *, cores: int, step_us: float = 0.0, pixels: bool = 
     ratio = config.samples_per_insert
     steps = math.inf if ratio == "free" else sac.batch_size / float(ratio)
     derived, threads = division(steps * (step_us + LOOP_US), update_us, cores)
-    if pixels:  # whatever the encoder can get; its products share well
-        threads = max(2, cores - 1 - derived) if cores > 1 else 1
+    if pixels:  # what the others leave: on two cores a second thread only waits for its turn
+        threads = max(1, cores - 1 - derived)
     workers = config.workers if config.workers is not None else derived
     if workers > limit:
         raise ConfigError(

@@ -80,7 +80,6 @@ class TorchLearner:
         self._edges = heads.bin_edges(spec.bins, spec.v_max).to(device)
         self._width = heads.bin_width(spec.bins, spec.v_max)
         self._sigma = config.sigma_bins * self._width
-
         shapes = all_shapes(spec)
         keep = np.ones_like(self.params)
         for name, part in views(keep, shapes).items():
