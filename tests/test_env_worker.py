@@ -236,13 +236,19 @@ def test_the_evaluators_games_are_whole_and_unclipped(own_environments, tmp_path
             self.seen.append(rows[0].reshape(4, 1600).tolist())
             actions[:] = 0
 
+        def action_values(self, rows: np.ndarray, actions: np.ndarray) -> np.ndarray:
+            return np.full(len(rows), 2.0, dtype=np.float32)
+
     spec = replace(small_plan("own_envs:Lives", tmp_path).env, atari=True)
-    arena, policy = Arena(spec, 2, 0, 100), Watching()
+    arena, policy = Arena(spec, 2, 0, 100, 0.5), Watching()
     result = arena.play(policy, lambda: True)  # type: ignore[arg-type]
     arena.close()
     assert result is not None
     assert result.returns.tolist() == [11.0, 11.0]
     assert result.lengths.tolist() == [7, 7]
+    # What the learner sees of it: 1 - 1 / 2 + 0 / 4, then a life is lost.
+    assert result.discounted.tolist() == [0.5, 0.5]
+    assert result.q_bias(1.0) == 1.5
     assert policy.seen == [stacked(*range(max(10, n - 3), n + 1)) for n in range(10, 17)]
 
 

@@ -37,8 +37,9 @@ def test_a_discrete_snapshot_is_statistics_and_critics():
 
 
 def test_a_continuous_snapshot_is_statistics_and_actor():
-    assert size_of(policy_shapes(CONTINUOUS)) == 8 + size_of(actor_shapes(CONTINUOUS))
-    assert list(policy_shapes(CONTINUOUS))[4:] == list(actor_shapes(CONTINUOUS))
+    networks = actor_shapes(CONTINUOUS) | critic_shapes(CONTINUOUS)
+    assert size_of(policy_shapes(CONTINUOUS)) == 8 + size_of(networks)
+    assert list(policy_shapes(CONTINUOUS))[4:] == list(networks)
 
 
 @pytest.mark.parametrize("spec", [DISCRETE, CONTINUOUS])

@@ -13,7 +13,8 @@ import numpy as np
 from fdql.config import Config
 from fdql.proc.memory import BELL_TRAINER, RECORD_INFERENCE, RECORD_TRAINER, RunPlan
 from fdql.profile import Counter
-from fdql.sac.nets import actor_shapes, critic_shapes, initialise, policy_shapes, size_of, views
+from fdql.sac.learner import fill_snapshot
+from fdql.sac.nets import initialise, policy_shapes, views
 from fdql.trial import ENDLESS
 
 from rates.drain import Drain
@@ -30,14 +31,11 @@ def random_policy(plan: RunPlan, seed: int = 0) -> np.ndarray[tuple[int], np.dty
     Every action has its own value; observations are not scaled.
     """
     rng = np.random.default_rng(seed)
-    shapes = critic_shapes(plan.net) if plan.net.discrete else actor_shapes(plan.net)
-    fresh = initialise(plan.net, rng)
-    fresh = fresh[: size_of(shapes)] if plan.net.discrete else fresh[-size_of(shapes) :]
+    statistics = (f(plan.net.statistics, dtype=np.float32) for f in (np.zeros, np.ones))
     flat = np.zeros(plan.policy_size, dtype=np.float32)
-    flat[-size_of(shapes) :] = fresh
+    one = np.ones(1, dtype=np.float32)
+    fill_snapshot(plan.net, initialise(plan.net, rng), 0.0, *statistics, one, flat)
     named = views(flat, policy_shapes(plan.net))
-    for name in ("obs_scale", "temperature", "reward_scale"):
-        named[name][:] = 1.0
     last = named["critic.w2" if plan.net.discrete else "actor.w2"]
     last[:] = rng.normal(0.0, 0.05, last.shape)
     return flat

@@ -102,9 +102,9 @@ def load(run_dir: str | Path, which: str = "best") -> Policy:
         )
     arrays, facts = load_tensors(file)
     try:
-        if facts["format"] != 1:
+        if facts["format"] != 2:
             raise CheckpointError(
-                f"{file}: format {facts['format']!r}, this version reads format 1"
+                f"{file}: format {facts['format']!r}, this version reads format 2"
             )
         env = EnvSpec.from_dict(facts["env"])
         net = NetSpec(**env.net_inputs, **facts["net"])

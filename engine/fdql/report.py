@@ -167,6 +167,7 @@ class Report:
                 self.evaluation["mean"],
                 self.evaluation["std"],
             )
+            row["eval/q_bias"] = self.evaluation["q_bias"]
             if evaluated:
                 row["eval/updates"], row["eval/env_steps"] = (
                     self.evaluation["updates"],

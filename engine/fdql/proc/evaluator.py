@@ -43,11 +43,23 @@ MOST_ENVS = 32  # environments that play side by side
 @dataclass(frozen=True, slots=True)
 class Evaluation:
     """Undiscounted returns and lengths of the episodes of one evaluation, in the order of their
-    seeds.
+    seeds; beside them what the critics promised.
+
+    discounted  discounted sum of what the learner counts as reward until what it counts as the end
+    values      Q of the first observation and action, scaled reward units
     """
 
     returns: NDArray[np.float64]
     lengths: NDArray[np.int64]
+    discounted: NDArray[np.float64]
+    values: NDArray[np.float32]
+
+    def q_bias(self, reward_scale: float) -> float:
+        """Mean of Q less what came of it, scaled reward units: above 0, critics promise too much.
+
+        An episode that was cut counts as if nothing had come after.
+        """
+        return float((self.values - self.discounted / reward_scale).mean())
 
     @property
     def mean(self) -> float:
@@ -66,9 +78,13 @@ class Arena:
     are.
     """
 
-    def __init__(self, env: EnvSpec, episodes: int, seed: int, longest: int) -> None:
-        self.episodes, self.longest = episodes, longest
+    def __init__(
+        self, env: EnvSpec, episodes: int, seed: int, longest: int, discount: float
+    ) -> None:
+        self.episodes, self.longest, self.discount = episodes, longest, discount
+        self.atari = env.atari
         self.envs = [make_env(env.env) for _ in range(min(episodes, MOST_ENVS))]
+        self.lives = [0] * len(self.envs)  # left in Atari games
         self.scale = ActionScale(env)
         rows = np.zeros((len(self.envs), env.stack * env.obs_dim), dtype=env.rows.obs_dtype)
         self.to_row, self.stacks = env.to_row, FrameStacks(rows, env.stack)
@@ -80,6 +96,8 @@ class Arena:
         """Play every episode once, greedily. None when `goes_on` says no in between."""
         n, obs = len(self.envs), self.stacks.rows
         returns, lengths = np.zeros(self.episodes), np.zeros(self.episodes, dtype=np.int64)
+        discounted, values = np.zeros(self.episodes), np.zeros(self.episodes, dtype=np.float32)
+        weight = np.ones(self.episodes)  # of the next reward in the discounted sum
         episode = list(range(n))  # that each environment is playing
         started = n
         for i in range(n):
@@ -90,11 +108,23 @@ class Arena:
                 return None
             actions = self.out[: len(live)]
             policy.greedy(obs[live], actions)
+            fresh = [k for k, i in enumerate(live) if lengths[episode[i]] == 0]
+            if fresh:
+                asked = [live[k] for k in fresh]
+                judged = policy.action_values(obs[asked], actions[fresh])
+                values[[episode[i] for i in asked]] = judged
             for i, action in zip(list(live), self.scale(actions), strict=True):
-                step, reward, terminated, truncated, _ = self.envs[i].step(action)
-                e = episode[i]
-                returns[e] += float(reward)
+                step, raw, terminated, truncated, info = self.envs[i].step(action)
+                e, reward = episode[i], float(raw)
+                returns[e] += reward
                 lengths[e] += 1
+                discounted[e] += weight[e] * (float(np.sign(reward)) if self.atari else reward)
+                weight[e] *= self.discount
+                if self.atari:
+                    lives = info.get("lives", 0)
+                    if lives < self.lives[i]:
+                        weight[e] = 0.0
+                    self.lives[i] = lives
                 if not (terminated or truncated or lengths[e] >= self.longest):
                     self.stacks.push(i, self.to_row(step))
                 elif started < self.episodes:
@@ -103,10 +133,11 @@ class Arena:
                     started += 1
                 else:
                     live.remove(i)
-        return Evaluation(returns, lengths)
+        return Evaluation(returns, lengths, discounted, values)
 
     def _reset(self, i: int, episode: int) -> None:
-        first, _ = self.envs[i].reset(seed=self.seeds[episode])
+        first, info = self.envs[i].reset(seed=self.seeds[episode])
+        self.lives[i] = info.get("lives", 0)
         self.stacks.reset(i, self.to_row(first))
 
     def close(self) -> None:
@@ -116,10 +147,11 @@ class Arena:
 
 
 def play(
-    policy: Policy, env: EnvSpec, episodes: int, seed: int, longest: int = 27_000
-) -> Evaluation:
+    policy: Policy, env: EnvSpec, episodes: int, seed: int, longest: int = 27_000,
+    discount: float = 0.99,
+) -> Evaluation:  # fmt: skip
     """One evaluation in environments made for it."""
-    arena = Arena(env, episodes, seed, longest)
+    arena = Arena(env, episodes, seed, longest, discount)
     try:
         result = arena.play(policy, lambda: True)
         assert result is not None
@@ -140,7 +172,9 @@ class Evaluator:
         self.weights = memory.weights_reader(READER_EVALUATOR)
         self.policy = Policy(plan.net, np.zeros(plan.policy_size, dtype=np.float32))
         episodes = config.eval.episodes or plan.env.eval_episodes
-        self.arena = Arena(plan.env, episodes, config.seed, config.eval.longest_episode)
+        self.arena = Arena(
+            plan.env, episodes, config.seed, config.eval.longest_episode, config.sac.discount
+        )
         governor = Governor(config)
         self.first_version = 1 if governor.free else governor.due(config.explore.warmup_steps)
         self.version = 0  # evaluated last
@@ -210,6 +244,7 @@ class Evaluator:
             std=result.std,
             episodes=len(result.returns),
             length=float(result.lengths.mean()),
+            q_bias=result.q_bias(self.policy.reward_scale),
             updates=updates,
             env_steps=steps,
             seconds=time.monotonic() - t0,

@@ -154,7 +154,7 @@ class RunPlan:
             "bins": sac.bins,
             "v_max": sac.v_max,
         }
-        return {"format": 1, "env": self.env.to_dict(), "net": shape}
+        return {"format": 2, "env": self.env.to_dict(), "net": shape}
 
 
 class RunMemory:

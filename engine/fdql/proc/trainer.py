@@ -30,10 +30,12 @@ from fdql.proc.memory import (
 from fdql.profile import Counter, Stage
 from fdql.replay.batch import Batch
 from fdql.sac.learner import Learner
+from fdql.sac.policy import Policy
 from fdql.shm.records import now_ns
 
 SLICE_NS = 100_000_000  # longest wait between two looks at the stop word
 METRICS_SECONDS = 0.5  # between two lines of metrics
+HEALTH_UPDATES, HEALTH_ROWS = 100, 64  # between two looks at a batch; rows of it for dead units
 
 
 def make_learner(plan: RunPlan) -> Learner:
@@ -61,11 +63,13 @@ class Trainer:
         self.weights = memory.weights_writer()
         self.inference, self.evaluator = memory.bell(BELL_INFERENCE), memory.bell(BELL_EVALUATOR)
         self.flat = np.zeros(plan.policy_size, dtype=np.float32)
+        self.judge = Policy(plan.net, self.flat)
         # Observation mean and scale, reward scale: those of the newest batch, published with the
         # weights.
         self.obs_mean = np.zeros(plan.net.statistics, dtype=np.float32)
         self.obs_scale = np.ones(plan.net.statistics, dtype=np.float32)
         self.reward_scale = np.ones(1, dtype=np.float32)
+        self.health: dict[str, float] = {}
         self.updates = self.published = 0
         self.published_ns = now_ns()
         self.record.set(Counter.ALLOWED, self.governor.allowed(0))
@@ -84,6 +88,8 @@ class Trainer:
             batch.reward_scale,
             batch.priority,
         )
+        if self.updates % HEALTH_UPDATES == 0:
+            self._look_at(batch)
         self.updates += 1
         self.obs_mean[:], self.obs_scale[:] = batch.obs_mean, batch.obs_scale
         self.reward_scale[:] = batch.reward_scale
@@ -92,6 +98,18 @@ class Trainer:
         self.record.set(Counter.UPDATES, self.updates)
         self.record.set(Counter.ALLOWED, self.governor.allowed(self.updates))
         self.inference.ring()
+
+    def _look_at(self, batch: Batch) -> None:
+        """How old, how uneven and how exciting the data of an update was."""
+        priority, age = batch.priority, self.updates - batch.version.astype(np.int64)
+        self.snapshot()
+        self.judge.load(self.flat)
+        rows = slice(0, HEALTH_ROWS)
+        self.health = {
+            "data_age": float(age[batch.version > 0].mean()) if batch.version.any() else 0.0,
+            "priority_spread": float(priority.max() / priority.mean()),
+            "dead_units": self.judge.dead_share(batch.obs[rows], batch.action[rows]),
+        }
 
     def publish_due(self, *, by_time: bool) -> bool:
         """True when a policy should be published, by updates or (asynchronous mode) by time."""
@@ -120,8 +138,9 @@ class Trainer:
         self.learner.snapshot(self.flat, self.obs_mean, self.obs_scale, self.reward_scale)
 
     def metrics(self) -> dict[str, float]:
-        """What the learner says of itself, with the reward scale."""
-        return self.learner.metrics() | {"reward_scale": float(self.reward_scale[0])}
+        """What the learner says of itself, with the reward scale and a look at a recent batch."""
+        scale = {"reward_scale": float(self.reward_scale[0])}
+        return self.learner.metrics() | scale | self.health
 
     def save(self) -> None:
         """Write the final policy and the learner's state into the run folder."""

@@ -35,6 +35,7 @@ from fdql.sac.learner import (
     NotFiniteError,
     check_batch,
     check_state,
+    fill_snapshot,
     pack_generator,
     target_entropy,
     unpack_generator,
@@ -46,7 +47,6 @@ from fdql.sac.nets import (
     critic_shapes,
     initialise,
     is_matrix,
-    policy_shapes,
     size_of,
     views,
 )
@@ -198,11 +198,8 @@ class CompiledLearner:
 
     def snapshot(self, out: F32, obs_mean: F32, obs_scale: F32, reward_scale: F32) -> None:
         """See `learner.Learner.snapshot`."""
-        head = np.float32(math.exp(self.ln_temperature))
-        mine = self.params[: self._split] if self.spec.discrete else self.params[self._split :]
-        if out.shape != (size_of(policy_shapes(self.spec)),) or out.dtype != np.float32:
-            raise ValueError(f"snapshot of {out.shape} {out.dtype} for {policy_shapes(self.spec)}")
-        np.concatenate([obs_mean, obs_scale, [head], reward_scale, mine], out=out)
+        statistics = (obs_mean, obs_scale, reward_scale)
+        fill_snapshot(self.spec, self.params, self.ln_temperature, *statistics, out)
 
     def metrics(self) -> dict[str, float]:
         """See `learner.Learner.metrics`."""

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fdql.config import BadValueError, SacConfig
-from fdql.sac.nets import F32, NetSpec
+from fdql.sac.nets import F32, NetSpec, critic_shapes, policy_shapes, size_of, value_shapes
 
 F64 = NDArray[np.float64]
 I32 = NDArray[np.int32]
@@ -200,6 +200,20 @@ def check_state(
                 f"state[{name!r}] is {given[name].shape} {given[name].dtype}; "
                 f"this learner needs {array.shape} {array.dtype}"
             )
+
+
+def fill_snapshot(
+    spec: NetSpec, params: F32, ln_temperature: float, obs_mean: F32, obs_scale: F32,
+    reward_scale: F32, out: F32,
+) -> None:  # fmt: skip
+    """`Learner.snapshot` of a learner's params. ValueError when `out` has another shape or type."""
+    if out.shape != (size_of(policy_shapes(spec)),) or out.dtype != np.float32:
+        raise ValueError(f"snapshot of {out.shape} {out.dtype} for {policy_shapes(spec)}")
+    ends = [size_of(critic_shapes(spec)), size_of(value_shapes(spec))]
+    critics, encoder, actor = np.split(params, ends)
+    networks = (critics, encoder) if spec.discrete else (actor, encoder, critics)
+    temperature = np.float32(math.exp(ln_temperature))
+    np.concatenate([obs_mean, obs_scale, [temperature], reward_scale, *networks], out=out)
 
 
 def target_entropy(spec: NetSpec, config: SacConfig) -> float:

@@ -183,8 +183,8 @@ def initialise(spec: NetSpec, rng: np.random.Generator) -> F32:
     return flat
 
 
-# A published policy is one flat float32 vector: this head, then the policy's parameters
-# (critic when discrete, actor when continuous; the encoder of images last).
+# A published policy is one flat float32 vector: this head, then the network that acts (critics when
+# discrete, actor when continuous), the encoder of images, and critics that only judge.
 def policy_shapes(spec: NetSpec) -> dict[str, tuple[int, ...]]:
     """Layout of a published snapshot: statistics and temperature travel with the weights."""
     head: dict[str, tuple[int, ...]] = {
@@ -193,5 +193,6 @@ def policy_shapes(spec: NetSpec) -> dict[str, tuple[int, ...]]:
         "temperature": (1,),
         "reward_scale": (1,),
     }
-    network = critic_shapes(spec) if spec.discrete else actor_shapes(spec)
-    return head | network | encoder_shapes(spec)
+    if spec.discrete:
+        return head | critic_shapes(spec) | encoder_shapes(spec)
+    return head | actor_shapes(spec) | encoder_shapes(spec) | critic_shapes(spec)

@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fdql.config import ExploreConfig
+from fdql.sac import health
 from fdql.sac import kernels_act as kernels
-from fdql.sac.nets import F32, NetSpec, policy_shapes, size_of, views
+from fdql.sac.nets import F32, OBS_CLIP, NetSpec, policy_shapes, size_of, views
 
 I64 = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
@@ -79,6 +80,21 @@ class Policy:
                 f"(n >= 1, {spec.obs_dim})"
             )
         return obs if self._encoder is None else self._encoder(obs)
+
+    def action_values(self, obs: Obs, action: Actions) -> F32:
+        """Mean of both critics at the actions, float32 (n,), scaled reward units."""
+        return health.action_values(self.spec, self._views, self._normalised(obs), action)
+
+    def dead_share(self, obs: Obs, action: Actions) -> float:
+        """Share of the critics' hidden units that none of these rows excites."""
+        return health.dead_share(self.spec, self._views, self._normalised(obs), action)
+
+    def _normalised(self, obs: Obs) -> F32:
+        x, v = self.features(obs), self._views
+        if self.spec.image is not None:
+            return x
+        scaled: F32 = np.clip((x - v["obs_mean"]) * v["obs_scale"], -OBS_CLIP, OBS_CLIP)
+        return scaled
 
     def q_values(self, obs: Obs) -> F32:
         """Mean of both critics, float32 (n, A), scaled reward units; discrete only (ValueError)."""

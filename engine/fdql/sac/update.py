@@ -31,6 +31,7 @@ from fdql.sac.learner import (
     NotFiniteError,
     check_batch,
     check_state,
+    fill_snapshot,
     pack_generator,
     target_entropy,
     unpack_generator,
@@ -40,10 +41,8 @@ from fdql.sac.nets import (
     NetSpec,
     actor_shapes,
     all_shapes,
-    critic_shapes,
     initialise,
     is_matrix,
-    policy_shapes,
     size_of,
     value_shapes,
     views,
@@ -260,13 +259,8 @@ class TorchLearner:
     def snapshot(self, out: F32, obs_mean: F32, obs_scale: F32, reward_scale: F32) -> None:
         """See `learner.Learner.snapshot`."""
         self._pull()
-        head = np.float32(math.exp(self.ln_temperature))
-        critics = size_of(critic_shapes(self.spec))
-        encoder = self.params[critics : self._split]
-        mine = self.params[:critics] if self.spec.discrete else self.params[self._split :]
-        if out.shape != (size_of(policy_shapes(self.spec)),) or out.dtype != np.float32:
-            raise ValueError(f"snapshot of {out.shape} {out.dtype} for {policy_shapes(self.spec)}")
-        np.concatenate([obs_mean, obs_scale, [head], reward_scale, mine, encoder], out=out)
+        statistics = (obs_mean, obs_scale, reward_scale)
+        fill_snapshot(self.spec, self.params, self.ln_temperature, *statistics, out)
 
     def metrics(self) -> dict[str, float]:
         """See `learner.Learner.metrics`."""
