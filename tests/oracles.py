@@ -157,12 +157,12 @@ class NaiveReplay:
         self.new_priority = max(1.0, self.new_priority + 0.01 * (mean - self.new_priority))
 
     def obs_moments(self) -> tuple[list[float], list[float]]:
-        """Mean and variance per component, with a prior of mean 0 and variance 1 of weight 1e-4."""
-        weight = len(self.steps) + 1e-4
+        """Mean and variance per component, with a prior of mean 0 and variance 1 of weight 1e-12."""
+        weight = len(self.steps) + 1e-12
         means, variances = [], []
         for column in zip(*(row.obs for row in self.steps), strict=True):
             mean = math.fsum(column) / weight
-            square = math.fsum((x - mean) ** 2 for x in column) + 1e-4 * (1.0 + mean**2)
+            square = math.fsum((x - mean) ** 2 for x in column) + 1e-12 * (1.0 + mean**2)
             means.append(mean)
             variances.append(square / weight)
         return means, variances

@@ -67,6 +67,36 @@ class Steering(gym.Env[Obs, Any]):
         return self.goal, reward, False, self.at == 10, {}
 
 
+class OddPendulum(gym.Wrapper[Obs, Any, Obs, Any]):
+    """Pendulum-v1 in the units of nobody: observations times 1e-6, 1, 1e6, torque times 1e-6, reward
+    times `reward`.
+    """
+
+    reward = 1e6
+
+    def __init__(self) -> None:
+        super().__init__(gym.make("Pendulum-v1"))
+        self.observation_space = gym.spaces.Box(-1e7, 1e7, (3,), np.float32)
+        self.action_space = gym.spaces.Box(-2e-6, 2e-6, (1,), np.float32)
+
+    def _obs(self, obs: Obs) -> Obs:
+        return (obs * np.array([1e-6, 1, 1e6])).astype(np.float32)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Obs, dict[str, Any]]:
+        obs, info = self.env.reset(seed=seed, options=options)
+        return self._obs(obs), info
+
+    def step(self, action: Any) -> tuple[Obs, float, bool, bool, dict[str, Any]]:
+        obs, reward, terminated, truncated, info = self.env.step(action * 1e6)
+        return self._obs(obs), self.reward * float(reward), terminated, truncated, info
+
+
+class FaintPendulum(OddPendulum):
+    """... with rewards that hardly are."""
+
+    reward = 1e-6
+
+
 class Faulty(Counting):
     """Misbehaves at step `when` of the process, in the way of its subclass."""
 

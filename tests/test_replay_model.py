@@ -124,7 +124,8 @@ class ReplayAgainstList(RuleBasedStateMachine):
             return
         mean, variance = self.naive.obs_moments()
         assert out.obs_mean == pytest.approx(mean, rel=1e-5, abs=1e-5)
-        scale = [1 / math.sqrt(v + 1e-8) for v in variance]
+        floor = [1e-12 * m * m + 1e-16 for m in mean]
+        scale = [1 / math.sqrt(v + f) for v, f in zip(variance, floor, strict=True)]
         assert out.obs_scale == pytest.approx(scale, rel=1e-3)
 
     @precondition(lambda self: self.late)

@@ -78,6 +78,14 @@ def test_pendulum_is_learned(tmp_path):
     assert evaluate(load(tmp_path / "r"), episodes=20, seed=123).mean > -400
 
 
+@pytest.mark.parametrize(("env", "scale"), [("OddPendulum", 1e6), ("FaintPendulum", 1e-6)])
+def test_numbers_of_any_size_are_learned(own_environments, tmp_path, env, scale):
+    """Observations, actions and rewards between 1e-6 and 1e6 of the usual, nothing told."""
+    line = -300.0 * scale
+    config = Config(env=f"own_envs:{env}", stop_at_return=line, total_timesteps=15_000)
+    assert run(tmp_path / "r", config)["exit_reason"] == "solved"
+
+
 def test_a_learner_that_does_not_learn_fails_the_same_tests(tmp_path):
     frozen = SacConfig(learning_rate=1e-12, weight_decay=0.0)
     for env, line in (("CartPole-v1", 400.0), ("Pendulum-v1", -300.0)):

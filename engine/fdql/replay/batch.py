@@ -31,7 +31,7 @@ class Batch:
     priority       (B,)   float64, written by the learner
     version        (B,)   uint32, version of the policy that chose the action
     obs_mean       (O,)   float32, running mean, equal for all frames of a stack; (0,) for images
-    obs_scale      (O,)   float32, 1 / sqrt(running variance + 1e-8); (0,) for images
+    obs_scale      (O,)   float32, 1 / running deviation; (0,) for images
     reward_scale   (1,)   float32, divides rewards
     action_words   (B, W) int32, the bytes of `action`
     """

@@ -22,8 +22,9 @@ SQUARES = 2  # sum of squared deviations from the mean
 LARGEST = 3  # largest |g|
 SUM_WORDS = 4
 
-START_COUNT = 1e-4  # weight of the initial mean 0 and variance 1: the first chunk decides
-SMALLEST_VARIANCE = 1e-8
+START_COUNT = 1e-12  # weight of the initial mean 0 and variance 1: any chunk outweighs it
+# Deviations below 1e-6 of the mean are float32's rounding, those below 1e-8 nothing.
+RELATIVE_VARIANCE, SMALLEST_VARIANCE = 1e-12, 1e-16
 SMALLEST_SCALE = 1e-8
 
 
@@ -38,7 +39,7 @@ def observe_rows(
     sums       (4,)     float64, COUNT, MEAN, SQUARES, LARGEST of all values that `running` took
     moments    (5, O)   float64, mean, variance, count in [2, 0], two rows of scratch (Chan 1979)
     obs_mean   (O,)     float32, written: mean
-    obs_scale  (O,)     float32, written: 1 / sqrt(variance + 1e-8)
+    obs_scale  (O,)     float32, written: 1 / sqrt(variance + 1e-12 mean**2 + 1e-16)
 
     Images have none of the last three: their O is 0.
     """
@@ -82,7 +83,8 @@ def observe_rows(
         moments[0, k] += off * n / total
         moments[1, k] = variance
         obs_mean[k] = moments[0, k]
-        obs_scale[k] = 1.0 / math.sqrt(variance + SMALLEST_VARIANCE)
+        floor = RELATIVE_VARIANCE * moments[0, k] ** 2 + SMALLEST_VARIANCE
+        obs_scale[k] = 1.0 / math.sqrt(variance + floor)
 
 
 class Statistics:

@@ -85,7 +85,7 @@ class Learner(Protocol):
         action         (B, A) float32 in [-1, 1], or (B,) int32 in [0, A) when discrete
         reward         (B,) float32, raw sum of discounted rewards; inside divided by reward_scale
         discount       (B,) float32, gamma^m of the bootstrap, 0 where the episode terminated
-        obs_mean, obs_scale  (O,) float32; obs_scale is 1 / sqrt(var + 1e-8); images: (0,)
+        obs_mean, obs_scale  (O,) float32; obs_scale is 1 / deviation; images: (0,)
         reward_scale   (1,) float32
         priority_out   (B,) float64, overwritten with the new priorities
         Raises NotFiniteError when a gradient is not finite.

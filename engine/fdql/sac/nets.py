@@ -189,7 +189,7 @@ def policy_shapes(spec: NetSpec) -> dict[str, tuple[int, ...]]:
     """Layout of a published snapshot: statistics and temperature travel with the weights."""
     head: dict[str, tuple[int, ...]] = {
         "obs_mean": (spec.statistics,),
-        "obs_scale": (spec.statistics,),  # 1 / sqrt(var + 1e-8)
+        "obs_scale": (spec.statistics,),  # 1 / deviation
         "temperature": (1,),
         "reward_scale": (1,),
     }
