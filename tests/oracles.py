@@ -157,7 +157,7 @@ class NaiveReplay:
         self.new_priority = max(1.0, self.new_priority + 0.01 * (mean - self.new_priority))
 
     def obs_moments(self) -> tuple[list[float], list[float]]:
-        """Mean and variance per component, with a prior of mean 0 and variance 1 of weight 1e-12."""
+        """Mean and variance per component, with a prior of weight 1e-12: mean 0 and variance 1."""
         weight = len(self.steps) + 1e-12
         means, variances = [], []
         for column in zip(*(row.obs for row in self.steps), strict=True):

@@ -68,8 +68,8 @@ class Steering(gym.Env[Obs, Any]):
 
 
 class OddPendulum(gym.Wrapper[Obs, Any, Obs, Any]):
-    """Pendulum-v1 in the units of nobody: observations times 1e-6, 1, 1e6, torque times 1e-6, reward
-    times `reward`.
+    """Pendulum-v1 in the units of nobody: observations times 1e-6, 1, 1e6, torque times 1e-6,
+    reward times `reward`.
     """
 
     reward = 1e6
