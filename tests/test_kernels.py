@@ -288,7 +288,7 @@ def test_priorities_by_hand():
     learner = CompiledLearner(spec, config, 0.4, 0)
     learner.update(*batch(spec, size=3))
     c = learner._critics._replace(y=f32(0.5, 2, 8), q=zeros(2, 3))
-    rates = Rates(1.0, 1.0, 1.0, 5.0, 0.75, 0.0, 0.4)  # 11 bins on -5..5: one bin is 1
+    rates = Rates(1.0, 1.0, 1.0, 5.0, 0.75, 0.0, 0.4, 1.0)  # 11 bins on -5..5: one bin is 1
     out = np.zeros(3)
     assert priorities(c, np.array([2, 0, 1]), rates, out) == (0, pytest.approx(3.5))
     np.testing.assert_allclose(out, [1.3195, 2.2974, 1], rtol=1e-4)
