@@ -67,6 +67,34 @@ class Steering(gym.Env[Obs, Any]):
         return self.goal, reward, False, self.at == 10, {}
 
 
+class Clock(gym.Env[Obs, Any]):
+    """Reward 1 for ever, cut by a time limit every 10 steps; nothing to see."""
+
+    terminates = False
+
+    def __init__(self) -> None:
+        self.observation_space = gym.spaces.Box(-1, 1, (1,), np.float32)
+        self.action_space = gym.spaces.Discrete(2)
+        self.at = 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Obs, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.at = 0
+        return np.zeros(1, dtype=np.float32), {}
+
+    def step(self, action: Any) -> tuple[Obs, float, bool, bool, dict[str, Any]]:
+        self.at += 1
+        over = self.at == 10
+        obs = np.zeros(1, dtype=np.float32)
+        return obs, 1.0, over and self.terminates, over and not self.terminates, {}
+
+
+class Doom(Clock):
+    """The same, but the tenth step is the end."""
+
+    terminates = True
+
+
 class OddPendulum(gym.Wrapper[Obs, Any, Obs, Any]):
     """Pendulum-v1 in the units of nobody: observations times 1e-6, 1, 1e6, torque times 1e-6,
     reward times `reward`.

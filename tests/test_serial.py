@@ -58,6 +58,12 @@ def test_counts_are_exact(own_environments, tmp_path):
     assert 0.3 < sum(account["busy"] for account in s["processes"].values()) <= 1.0
 
 
+def test_a_total_that_is_not_a_whole_round_is_kept(own_environments, tmp_path):
+    """8 environments in 2 groups, 204 steps: 25 rounds and half of one."""
+    s = run(tmp_path / "r", small_config("own_envs:Counting", total_timesteps=204))
+    assert (s["env_steps"], s["exit_reason"]) == (204, "total_timesteps")
+
+
 def test_cartpole_is_learned(tmp_path):
     """Random: 22; a learner whose gradients are zero stays below 130; this asks for 400 within
     12,000 steps.
@@ -76,6 +82,19 @@ def test_pendulum_is_learned(tmp_path):
     s = run(tmp_path / "r", config)
     assert s["exit_reason"] == "solved"
     assert evaluate(load(tmp_path / "r"), episodes=20, seed=123).mean > -400
+
+
+@pytest.mark.parametrize(("env", "low", "high"), [("Clock", 8.5, 10.5), ("Doom", 4.5, 6.5)])
+def test_a_time_limit_is_not_an_end(own_environments, tmp_path, env, low, high):
+    """Reward 1 a step, discount 0.9: worth 1 / (1 - 0.9) = 10 where a time limit cuts the episode,
+    1 / (1 - 0.9 * 0.9) = 5.3 where one step in ten ends it.
+    """
+    sac = SacConfig(discount=0.9, critic_width=16, batch_size=32, learning_rate=0.01)
+    config = small_config(f"own_envs:{env}", total_timesteps=2000, sac=sac)
+    run(tmp_path / "r", config)
+    network = load(tmp_path / "r", "last").network
+    q = network.q_values(np.zeros((1, 1), np.float32)) * network.reward_scale
+    assert low < q.mean() < high
 
 
 @pytest.mark.parametrize(("env", "scale"), [("OddPendulum", 1e6), ("FaintPendulum", 1e-6)])

@@ -52,7 +52,12 @@ TASKS = {
     "LunarLander-v3": Task(line=200.0, every_steps=5000, peers=DISCRETE),
     "LunarLanderContinuous-v3": Task(line=236.0, every_steps=5000, peers=(*CONTINUOUS, "sbx-tqc")),
     "PongNoFrameskip-v4": Task(line=14.7, episodes=10, every_steps=20_000, peers=()),
+    "BreakoutNoFrameskip-v4": Task(line=393.0, episodes=10, every_steps=20_000, peers=()),
+    "BipedalWalker-v3": Task(line=280.0, every_steps=10_000, peers=()),
     "HalfCheetahBulletEnv-v0": Task(line=None, every_steps=10_000, peers=(*CONTINUOUS, "sbx-tqc")),
+    "HopperBulletEnv-v0": Task(line=2335.0, every_steps=10_000, peers=()),
+    "Walker2DBulletEnv-v0": Task(line=2135.0, every_steps=10_000, peers=()),
+    "AntBulletEnv-v0": Task(line=3016.0, every_steps=10_000, peers=()),
 }
 
 

@@ -67,7 +67,8 @@ def _lockstep(plan: RunPlan, memory: RunMemory, report: Report, stop: StopReques
         if not server.throttled():
             server.serve(server.slots.collect(server.ready, server.ready.size, 0, 0))
             for group in range(worker.groups):
-                worker.step_group(group)
+                if worker.slots.wait(group, 0):  # not when it would step beyond the total
+                    worker.step_group(group)
             worker.commit()
             loader.ingest()
         while loader.may_sample() and goes_on():
