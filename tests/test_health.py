@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from fdql.config import SacConfig
 from fdql.proc.evaluator import Arena, Evaluation
 from fdql.sac import health
 from fdql.sac.nets import policy_shapes, size_of, views
@@ -98,4 +97,3 @@ def test_a_critic_that_promises_nothing_has_no_bias_where_nothing_comes():
     x, action = np.ones((4, 3), np.float32), np.zeros(4, np.int32)
     np.testing.assert_allclose(health.action_values(spec, network, x, action), 0, atol=1e-6)
     assert health.dead_share(spec, network, x, action) == 1.0
-    assert SacConfig().pessimism_for(True) == 1.0

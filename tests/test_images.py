@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from fdql.config import SacConfig
+from fdql import evaluate, load, train
+from fdql.config import Config, ConfigError, SacConfig
+from fdql.machine import resolve
 from fdql.sac.encoder import centred, encode
 from fdql.sac.kernels import CompiledLearner
-from fdql.sac.kernels_images import channels_last
+from fdql.sac.kernels_images import interleaved
 from fdql.sac.nets import (
     NetSpec,
     encoder_shapes,
@@ -21,6 +23,7 @@ from fdql.sac.nets import (
 from fdql.sac.policy import Policy
 from fdql.sac.update import TorchLearner
 from learners import both_actions
+from plans import small_config, small_plan
 
 SIDE, STACK = 36, 2
 NOTHING = np.zeros(0, dtype=np.float32)
@@ -71,28 +74,44 @@ def test_the_encoder_starts_orthogonal():
 def test_planes_become_pixels(channels):
     rng = np.random.default_rng(0)
     planes = rng.integers(0, 256, (2, channels, 5, 6), dtype=np.uint8)
-    pixels = channels_last(planes.reshape(2, -1), (channels, 5, 6))
+    pixels = interleaved(planes.reshape(2, -1), (channels, 5, 6))
     np.testing.assert_array_equal(pixels, planes.transpose(0, 2, 3, 1))
 
 
-def test_features_of_one_image_by_hand():
-    """One convolution position computed with numpy, so that the order of channels is pinned."""
+def naive_encode(p, pixels):
+    """Features (256,) of one image (C, H, W) in float64, by the definition."""
+    x = pixels / 255.0 - 0.5
+    for layer, stride in enumerate((4, 2, 1)):
+        w, b = p[f"encoder.w{layer}"].astype(np.float64), p[f"encoder.b{layer}"]
+        k = w.shape[-1]
+        rows, cols = ((n - k) // stride + 1 for n in x.shape[1:])
+        out = np.zeros((len(w), rows, cols))
+        for r in range(rows):
+            for c in range(cols):
+                patch = x[:, r * stride : r * stride + k, c * stride : c * stride + k]
+                out[:, r, c] = (w * patch).sum((1, 2, 3)) + b
+        x = np.maximum(out, 0)
+    h = x.transpose(1, 2, 0).reshape(-1) @ p["encoder.w3"].astype(np.float64) + p["encoder.b3"]
+    h = (h - h.mean()) / np.sqrt(h.var() + 1e-5)
+    return np.maximum(p["encoder.g3"] * h + p["encoder.h3"], 0)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "error"), [(torch.float32, 1e-4), (torch.bfloat16, 0.1)], ids=["float32", "bfloat16"]
+)
+def test_features_by_the_definition(dtype, error):
+    """Order of channels, places and weights; the centring; what bfloat16 costs."""
     spec = spec_of(True)
-    named = views(initialise(spec, np.random.default_rng(1)), value_shapes(spec))
-    x = images(np.random.default_rng(2), 1)
-    pixels = x.reshape(STACK, SIDE, SIDE) / 255.0 - 0.5
-    w = named["encoder.w0"]
-    first = np.maximum([(w[o] * pixels[:, 4:12, 8:16]).sum() for o in range(16)], 0)
-    with torch.no_grad():
-        whole = torch.nn.functional.conv2d(
-            torch.from_numpy(pixels[None].astype(np.float32)), torch.from_numpy(w), stride=4
-        ).relu()
-    np.testing.assert_allclose(whole[0, :, 1, 2], first, atol=1e-5)
+    rng = np.random.default_rng(1)
+    flat = initialise(spec, rng)
+    flat += rng.normal(0, 0.02, flat.shape).astype(np.float32)  # biases and scales too
+    named = views(flat, value_shapes(spec))
+    x = images(rng, 2)
     tensors = {k: torch.from_numpy(v) for k, v in named.items()}
-    features = encode(tensors, centred(torch.from_numpy(channels_last(x, spec.image))))
-    assert features.shape == (1, 256)
-    assert features.min() == 0.0
-    np.testing.assert_allclose((features > 0).float().mean(), 0.5, atol=0.2)
+    features = encode(tensors, centred(torch.from_numpy(interleaved(x, spec.image)), dtype))
+    wanted = [naive_encode(named, one.reshape(STACK, SIDE, SIDE)) for one in x]
+    assert (features.shape, features.dtype) == ((2, 256), torch.float32)
+    np.testing.assert_allclose(features, wanted, atol=error)
 
 
 @both_actions
@@ -109,7 +128,7 @@ def test_acting_sees_what_learning_saw(discrete):
     policy = Policy(spec, flat)
     with torch.no_grad():
         tensors = {k: torch.from_numpy(v) for k, v in views(flat, policy_shapes(spec)).items()}
-        x = encode(tensors, centred(torch.from_numpy(channels_last(obs, spec.image)))).numpy()
+        x = encode(tensors, centred(torch.from_numpy(interleaved(obs, spec.image)))).numpy()
     plain = NetSpec(obs_dim=256, action_dim=2, discrete=discrete, **SMALL)
     identity = np.concatenate([np.zeros(256), np.ones(256), flat]).astype(np.float32)
     twin = Policy(plain, identity[: size_of(policy_shapes(plain))])
@@ -147,7 +166,6 @@ def test_values_of_images_are_learned():
 def test_the_actor_does_not_train_the_encoder():
     """With critics that are right already, the actor's step leaves the encoder where it is."""
     spec = spec_of(False)
-    config = SacConfig(**SMALL, weight_decay=0.0, learning_rate=1e-3)
     rng = np.random.default_rng(0)
     obs, action = images(rng, 8), np.zeros((8, 2), np.float32)
     actors = []
@@ -163,7 +181,39 @@ def test_the_actor_does_not_train_the_encoder():
             first = encoder
     assert not np.array_equal(*actors)
     np.testing.assert_array_equal(first, encoder)
-    assert config.step_size == 1e-3
+
+
+@pytest.mark.parametrize("serial", [True, False], ids=["serial", "asynchronous"])
+def test_a_run_on_images(own_environments, tmp_path, serial):
+    """Frames of 40 x 40 through workers, rings, replay, learner, policy file and evaluation."""
+    config = small_config(
+        "own_envs:Picture", serial=serial, total_timesteps=160, envs_per_worker=4,
+        run_dir=str(tmp_path / "r"), sac=SacConfig(**SMALL, batch_size=8), ratio=8.0,
+    )  # fmt: skip
+    result = train(config, quiet=True)
+    s = result.summary
+    assert (s["exit_reason"], s["env_steps"], s["learner"]) == ("total_timesteps", 160, "torch")
+    assert s["updates"] == 160
+    policy = load(tmp_path / "r")
+    assert policy.env.image == (1, 40, 40)
+    stack = np.zeros((4, 40, 40), dtype=np.uint8)
+    assert policy.predict(stack).shape == ()
+    assert len(evaluate(policy, "own_envs:Picture", episodes=3).returns) == 3
+
+
+def test_images_get_the_numbers_that_they_need(tmp_path):
+    env = small_plan("own_envs:Picture", tmp_path).env
+    config = resolve(Config(), cores=8, step_us=500.0, env=env)
+    assert (config.ratio, config.sac.learning_rate, config.learner) == (8.0, 5e-4, "torch")
+    assert config.workers * config.envs_per_worker == pytest.approx(16, abs=2)
+    assert config.engine.learner_threads == 8 - 1 - config.workers
+    given = Config(workers=6, ratio=16.0, sac=SacConfig(learning_rate=1e-3, pessimism=0.5))
+    config = resolve(given, cores=8, env=env)
+    assert (config.ratio, config.sac.learning_rate, config.sac.pessimism) == (16.0, 1e-3, 0.5)
+    assert config.engine.learner_threads == 1
+    assert resolve(Config(serial=True), cores=8, env=env).engine.learner_threads == 1
+    with pytest.raises(ConfigError, match="learner = 'compiled'.*'torch' works"):
+        resolve(Config(learner="compiled"), cores=2, env=env)
 
 
 def test_images_of_the_wrong_kind_are_refused():

@@ -202,6 +202,15 @@ def test_continuous_explorers_retire_and_hold_the_noise_of_the_others():
     assert repeats == pytest.approx(1 - 1 / 1.463, abs=0.05)
 
 
+def test_no_explorer_steps_are_no_explorers():
+    spec = small_spec(False)
+    explorer = Explorer(spec, ExploreConfig(explorer_steps=0), 2, explorer_mask(1.0, 2), seed=0)
+    assert not explorer.explorer.any()
+    spec = small_spec(True)  # discrete explorers stay
+    explorer = Explorer(spec, ExploreConfig(explorer_steps=0), 2, explorer_mask(1.0, 2), seed=0)
+    assert explorer.explorer.all()
+
+
 def test_warmup_holds_uniform_actions_without_a_policy():
     config = ExploreConfig(hold_longest=4)
     for discrete in (True, False):

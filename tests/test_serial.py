@@ -138,6 +138,8 @@ def test_a_policy_acts_like_the_one_that_was_evaluated(own_environments, tmp_pat
     assert one == pytest.approx(many[0], abs=1e-6)
     assert -3.0 <= one[0] <= 1.0
     assert policy.predict(np.array([0.3], np.float32), deterministic=False).shape == (1,)
+    same = policy.predict(np.full((200, 1), 0.3, np.float32), deterministic=False)[:, 0]
+    assert len(np.unique(same)) > 190  # each a draw of its own
     with pytest.raises(ValueError, match="shape"):
         policy.predict(np.zeros(3))
     with pytest.raises(ValueError, match="NaN"):

@@ -30,8 +30,7 @@ def plan_of(config: Config, run_dir: str) -> RunPlan:
         env, step_us = describe(config.env, probe), step_cost_us(probe, config.seed)
     finally:
         probe.close()
-    pixels = env.image is not None
-    config = resolve(config, cores=allowed_cores(), step_us=step_us, pixels=pixels)
+    config = resolve(config, cores=allowed_cores(), step_us=step_us, env=env)
     config, _ = check_memory(config, env)
     return RunPlan(config=config, env=env, run_dir=run_dir)
 
@@ -73,7 +72,7 @@ class Processes:
         fd = self.memory.segment.fd
         kernel_threads = (self.plan.config.engine.learner_threads or 1) if kind == "trainer" else 1
         child = Child(
-            role, f"fdql.proc.{module}", words, fd, self.plan_json, 1, kernel_threads, incarnation
+            role, f"fdql.proc.{module}", words, fd, self.plan_json, kernel_threads, incarnation
         )
         self.children.append(child)
         return child

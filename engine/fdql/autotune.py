@@ -157,7 +157,7 @@ def autotune(config: Config, *, seconds: float, out: Path, force: bool) -> Setti
         env, step_us = describe(config.env, probe), step_cost_us(probe, config.seed)
     finally:
         probe.close()
-    resolved = resolve(config, cores=cores, step_us=step_us, pixels=env.image is not None)
+    resolved = resolve(config, cores=cores, step_us=step_us, env=env)
     window = min(LONGEST_S, max(SHORTEST_S, seconds / WINDOWS))
     console.print(
         f"{config.env} on {cores} core(s): {resolved.workers} worker(s) of "

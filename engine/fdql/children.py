@@ -24,13 +24,11 @@ OUTPUT_LINES = 60  # of a child's output kept for the message when it dies
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
-def child_environment(threads: int, kernel_threads: int) -> dict[str, str]:
-    """Environment of a child: thread caps, and a Numba cache that can be written.
-
-    threads         of every library that brings its own (BLAS, torch)
-    kernel_threads  of Numba's parallel kernels
+def child_environment(kernel_threads: int) -> dict[str, str]:
+    """Environment of a child: one thread for BLAS, which torch's learner overrides for itself,
+    `kernel_threads` for Numba's parallel kernels, and a Numba cache that can be written.
     """
-    env = dict(os.environ) | dict.fromkeys(_THREAD_VARIABLES, str(threads))
+    env = dict(os.environ) | dict.fromkeys(_THREAD_VARIABLES, "1")
     env["NUMBA_NUM_THREADS"] = str(kernel_threads)
     env["PYTHONUNBUFFERED"] = "1"
     package = Path(__file__).parent
@@ -57,7 +55,6 @@ class Child:
         words: list[str],
         fd: int,
         plan: str,
-        threads: int,
         kernel_threads: int,
         incarnation: int,
     ) -> None:
@@ -84,7 +81,7 @@ class Child:
                 stdin=subprocess.DEVNULL,
                 stdout=output_w,
                 stderr=output_w,
-                env=child_environment(threads, kernel_threads),
+                env=child_environment(kernel_threads),
                 process_group=0,  # Ctrl-C in the terminal reaches the supervisor alone
             )
         except BaseException:

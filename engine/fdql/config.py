@@ -33,7 +33,7 @@ def _require(ok: bool, key: str, value: object, rule: str, works: object) -> Non
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SacConfig:
-    """The learner. One set of numbers for every environment."""
+    """The learner. One set of numbers; None: by kind of observation or action, as said there."""
 
     discount: float = 0.99
     """Discount per environment step, gamma."""
@@ -68,7 +68,9 @@ class SacConfig:
     target_epsilon: float = 0.10
     """Discrete target entropy: that of an epsilon-greedy policy with this epsilon."""
     image_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Products of the image encoder while learning; auto: bfloat16 where the CPU has it."""
+    """Products of the image encoder while learning; auto: bfloat16 on a GPU and where the
+    CPU multiplies it.
+    """
     pessimism: float | None = None
     """Value of two target critics: their minimum at 1, their mean at 0; None: 1 for discrete
     actions, 0 for continuous ones.

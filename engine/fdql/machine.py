@@ -25,7 +25,7 @@ IMAGE_ENVIRONMENTS, IMAGE_RATIO, IMAGE_LEARNING_RATE = 16, 8.0, 5e-4
 # Times on one core of about 3.5 GHz: an update of the default networks; what a step costs in the
 # worker's loop and in inference. They only divide the cores.
 UPDATE_US = 2500.0
-IMAGE_UPDATE_US = 150_000.0
+IMAGE_UPDATE_US = 72_000.0
 LOOP_US = 15.0
 
 
@@ -58,14 +58,16 @@ def division(steps_us: float, update_us: float, cores: int) -> tuple[int, int]:
     return min(max(1, needed), cores - 2), 2
 
 
-def resolve(config: Config, *, cores: int, step_us: float = 0.0, pixels: bool = False) -> Config:
+def resolve(
+    config: Config, *, cores: int, step_us: float = 0.0, env: EnvSpec | None = None
+) -> Config:
     """Fill what is derived from the machine and the environment: `step_us` of a step on one core,
-    images or not.
+    kinds of observation and action (vectors where `env` is not given).
 
     Raises ConfigError where the machine does not allow a value.
     """
-    if pixels:
-        config = _for_images(config)
+    pixels = env is not None and env.image is not None
+    config = _for_environment(config, env, pixels)
     limit = WORKERS_PER_CORE * cores
     sac, engine = config.sac, config.engine
     update_us = UPDATE_US * (sac.critic_width / 128) ** 2 * sac.batch_size / 256
@@ -74,16 +76,17 @@ def resolve(config: Config, *, cores: int, step_us: float = 0.0, pixels: bool = 
     ratio = config.samples_per_insert
     steps = math.inf if ratio == "free" else sac.batch_size / float(ratio)
     derived, threads = division(steps * (step_us + LOOP_US), update_us, cores)
-    if pixels:  # what the others leave: on two cores a second thread only waits for its turn
-        threads = max(1, cores - 1 - derived)
     workers = config.workers if config.workers is not None else derived
+    if pixels:  # what the others leave: on two cores a second thread only waits for its turn
+        threads = max(1, cores - 1 - workers)
     if workers > limit:
         raise ConfigError(
             f"workers = {workers}: at most {WORKERS_PER_CORE} per core, and this process may use "
             f"{cores} core(s); {limit} works, {derived} is the default here"
         )
     if config.serial:
-        workers, threads = 1, min(2, cores)  # in lockstep, the cores are the learner's
+        # In lockstep the cores are the learner's; torch's sums depend on their number.
+        workers, threads = 1, 1 if pixels else min(2, cores)
     envs = config.envs_per_worker
     if envs is None:  # the recipe's number of environments, shared out
         recipe = IMAGE_ENVIRONMENTS if pixels else ENVIRONMENTS
@@ -111,11 +114,18 @@ def resolve(config: Config, *, cores: int, step_us: float = 0.0, pixels: bool = 
     )
 
 
-def _for_images(config: Config) -> Config:
-    """The numbers that images need otherwise, where none are given (docs/adr/0012)."""
-    ratio = IMAGE_RATIO if config.ratio is None else config.ratio
-    rate = config.sac.learning_rate or IMAGE_LEARNING_RATE
-    return replace(config, ratio=ratio, sac=replace(config.sac, learning_rate=rate))
+def _for_environment(config: Config, env: EnvSpec | None, pixels: bool) -> Config:
+    """The numbers that the kind of environment decides, where none are given (docs/adr/0012,
+    0013).
+    """
+    sac, ratio = config.sac, config.samples_per_insert
+    rate, pessimism = sac.step_size, sac.pessimism
+    if pixels:
+        ratio = IMAGE_RATIO if config.ratio is None else config.ratio
+        rate = sac.learning_rate or IMAGE_LEARNING_RATE
+    if env is not None:
+        pessimism = sac.pessimism_for(env.discrete)
+    return replace(config, ratio=ratio, sac=replace(sac, learning_rate=rate, pessimism=pessimism))
 
 
 def available_memory() -> int:
@@ -135,7 +145,9 @@ def check_memory(config: Config, env: EnvSpec) -> tuple[Config, int]:
     lanes = config.workers * config.envs_per_worker
     per_row = row_nbytes(env.rows)
     capacity = config.replay.capacity or default_capacity(env.rows)
+    pair = 2 * env.stack * env.rows.obs_nbytes  # an observation and the next, of a staged batch
     needed = nbytes_for(capacity, lanes, env.rows)
+    needed += config.replay.staged_batches * config.sac.batch_size * pair
     usable = int(available_memory() * USABLE)
     if needed > usable:
         raise ConfigError(

@@ -113,7 +113,9 @@ def load(run_dir: str | Path, which: str = "best") -> Policy:
             raise CheckpointError(
                 f"{file}: holds {flat.dtype} {flat.shape}, not this policy's float32 numbers"
             )
-        plain = acting.Explorer(net, ExploreConfig(), 1, np.zeros(1, dtype=np.bool_), 0)
+        plain = acting.Explorer(
+            net, ExploreConfig(policy_hold_longest=1), 1, np.zeros(1, dtype=np.bool_), 0
+        )
         return Policy(env, facts, acting.Policy(net, flat), plain)
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{file}: not a policy of fdql ({error!r})") from None

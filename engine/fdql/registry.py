@@ -41,7 +41,7 @@ def from_registry(env: str) -> Env:
     registered, aside = _lookup(env)
     entry = str(getattr(registered, "entry_point", ""))
     try:
-        if "ale_py" in entry and registered.kwargs.get("obs_type", "rgb") != "ram":
+        if "ale_py" in entry:
             return _atari(env)
         # Gymnasium's passive checker only warns, and does so at the price of every step.
         made: Env = gym.make(env, disable_env_checker=True)

@@ -51,7 +51,7 @@ def train(config: Config, *, quiet: bool = False, until_traced: bool = False) ->
         step_us = 0.0 if config.serial else step_cost_us(probe, config.seed)
     finally:
         probe.close()
-    config = resolve(config, cores=cores, step_us=step_us, pixels=env.image is not None)
+    config = resolve(config, cores=cores, step_us=step_us, env=env)
     config, replay_bytes = check_memory(config, env)
     with StopRequest() as stop:  # from here on Ctrl-C ends in order: there is a folder to clear up
         folder = RunFolder(config)
@@ -68,14 +68,14 @@ def train(config: Config, *, quiet: bool = False, until_traced: bool = False) ->
             from fdql.serial import train_serial  # brings Numba: no other run waits for it
 
             return train_serial(plan, folder, board, stop)
-        return Supervisor(plan, folder, board, stop, cores, until_traced).run()
+        return Supervisor(plan, folder, board, stop, until_traced).run()
 
 
 class Supervisor:
     """One asynchronous run."""
 
     def __init__(
-        self, plan: RunPlan, folder: RunFolder, board: Board, stop: StopRequest, cores: int,
+        self, plan: RunPlan, folder: RunFolder, board: Board, stop: StopRequest,
         until_traced: bool = False,
     ) -> None:  # fmt: skip
         self.plan, self.folder, self.board, self.stop = plan, folder, board, stop
@@ -85,10 +85,6 @@ class Supervisor:
         traced = plan.config.trace_seconds is not None
         self.trace = TraceRecorder(self.memory, folder.path, self._say) if traced else None
         self.plan_json = plan.to_json()
-        # The compiled learner's BLAS has one thread; torch gets what workers and inference leave.
-        self.trainer_threads = (
-            max(1, cores - plan.workers - 1) if plan.config.learner == "torch" else 1
-        )
         self.children: dict[str, Child] = {}
         self.started: dict[str, float] = {}
         self.deaths: dict[str, deque[float]] = {}
@@ -131,14 +127,12 @@ class Supervisor:
         kind, _, index = role.partition(" ")
         module = {"worker": "env_worker"}.get(kind, kind)
         words = [index, str(incarnation)] if kind == "worker" else []
-        threads = self.trainer_threads if kind == "trainer" else 1
         child = Child(
             role,
             f"fdql.proc.{module}",
             words,
             self.memory.segment.fd,
             self.plan_json,
-            threads,
             (self.plan.config.engine.learner_threads or 1) if kind == "trainer" else 1,
             incarnation,
         )

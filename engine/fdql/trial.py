@@ -84,10 +84,10 @@ class TimedRun(Supervisor):
     """
 
     def __init__(
-        self, plan: RunPlan, folder: RunFolder, stop: StopRequest, cores: int,
+        self, plan: RunPlan, folder: RunFolder, stop: StopRequest,
         window_s: float, limit_s: float,
     ) -> None:  # fmt: skip
-        super().__init__(plan, folder, Board("", quiet=True), stop, cores)
+        super().__init__(plan, folder, Board("", quiet=True), stop)
         self.window_s, self.limit_s = window_s, limit_s
         self.measured: Measurement | None = None
         self._began = time.monotonic()
@@ -166,10 +166,10 @@ def timed_run(
             trace_seconds=None,
             explore=replace(config.explore, warmup_steps=warmup),
         )
-        config, _ = check_memory(resolve(config, cores=cores, pixels=env.image is not None), env)
+        config, _ = check_memory(resolve(config, cores=cores, env=env), env)
         folder = RunFolder(config)
         plan = RunPlan(config=config, env=env, run_dir=str(folder.path))
-        run = TimedRun(plan, folder, stop, cores, window_s, limit_s)
+        run = TimedRun(plan, folder, stop, window_s, limit_s)
         result = run.run()
     if stop.requested:
         raise KeyboardInterrupt

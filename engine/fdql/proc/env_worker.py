@@ -178,7 +178,7 @@ class EnvWorker:
                 self._boundary(chunk, end, group, e, state)
                 end += 1
                 self._end_episode(group, e, state)
-            elif atari and (lives := info["lives"]) != state.lives:
+            elif atari and (lives := info.get("lives", 0)) != state.lives:
                 if lives < state.lives:
                     chunk.flags[r + e] |= TERMINATED
                     self._boundary(chunk, end, group, e, state)

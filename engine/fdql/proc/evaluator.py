@@ -256,7 +256,7 @@ def evaluator_main(memory: RunMemory, events: Events) -> int:
     """Evaluate on schedule until told to stop; after LAST once more, the last policy. Returns 0."""
     evaluator = Evaluator(memory, events.send)
     bell, control, record = memory.bell(BELL_EVALUATOR), memory.control, evaluator.record
-    precompile(memory.plan.env.discrete)
+    precompile(memory.plan.net)
     events.send("ready", role="evaluator", pid=os.getpid())
 
     def goes_on() -> bool:

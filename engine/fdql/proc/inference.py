@@ -68,6 +68,7 @@ class InferenceServer:
         self.rows_of_slot = np.arange(slots * n).reshape(slots, n)
         self.issued = np.zeros(plan.workers, dtype=np.int64)
         self.incarnation = np.zeros(plan.workers, dtype=np.int64)
+        self.turn = np.zeros(plan.workers, dtype=np.int64)  # group that each worker steps next
 
     def refresh(self) -> None:
         """Load the newest published policy, if it is newer than ours."""
@@ -98,6 +99,19 @@ class InferenceServer:
             if incarnation != self.incarnation[w]:
                 self.incarnation[w] = incarnation
                 self.issued[w] = record.get(Counter.STEPS)
+                self.turn[w] = 0
+
+    def _within_total(self, n_ready: int) -> int:
+        """How many of the ready slots may be answered. At the run's end not all: then those come
+        first whose worker waits for them, for a worker takes its groups strictly in turn.
+        """
+        left = self.plan.config.total_timesteps - int(self.issued.sum())
+        room = -(-left // self.plan.envs_per_group)
+        if room < n_ready:
+            group, worker = np.divmod(self.ready[:n_ready], self.plan.workers)
+            ahead = (group - self.turn[worker]) % self.plan.config.engine.groups
+            self.ready[:n_ready] = self.ready[:n_ready][np.argsort(ahead, kind="stable")]
+        return min(n_ready, room)
 
     def serve(self, n_ready: int) -> None:
         """Answer the first `n_ready` slots of self.ready: one forward pass, one reply round.
@@ -106,8 +120,8 @@ class InferenceServer:
         """
         t0 = now_ns()
         record = self.record
-        left = self.plan.config.total_timesteps - int(self.issued.sum())
-        n_ready = min(n_ready, -(-left // self.plan.envs_per_group))
+        self._forget_lost_steps()
+        n_ready = self._within_total(n_ready)
         record.observe(Stage.INFER_DWELL, max(0, t0 - self.slots.oldest_ns))
         self.refresh()
         ready = self.ready[:n_ready]
@@ -126,9 +140,10 @@ class InferenceServer:
                 record.mark(Mark.ANSWERED, self.slots.request_id(slot))
         t1 = record.observe_since(Stage.INFER, t0)
         record.observe(Stage.INFER_COPY, forward - gather + t1 - scatter)
-        self._forget_lost_steps()
         for slot in ready:
-            self.issued[int(slot) % self.plan.workers] += self.plan.envs_per_group
+            w = int(slot) % self.plan.workers
+            self.issued[w] += self.plan.envs_per_group
+            self.turn[w] = (self.turn[w] + 1) % self.plan.config.engine.groups
         self.record.set(Counter.ISSUED, int(self.issued.sum()))
         self.slots.reply(self.ready, n_ready, self.version)
         record.observe_since(Stage.ACT, t1)
@@ -143,7 +158,7 @@ class InferenceServer:
 def inference_main(memory: RunMemory, events: Events) -> int:
     """Run until told to stop. Returns 0."""
     server = InferenceServer(memory)
-    precompile(memory.plan.env.discrete)
+    precompile(memory.plan.net)
     events.send("ready", role="inference", pid=os.getpid())
     bell, control, record = memory.bell(BELL_INFERENCE), memory.control, server.record
     workers = memory.plan.workers

@@ -88,11 +88,11 @@ class Trainer:
             batch.reward_scale,
             batch.priority,
         )
+        self.obs_mean[:], self.obs_scale[:] = batch.obs_mean, batch.obs_scale
+        self.reward_scale[:] = batch.reward_scale
         if self.updates % HEALTH_UPDATES == 0:
             self._look_at(batch)
         self.updates += 1
-        self.obs_mean[:], self.obs_scale[:] = batch.obs_mean, batch.obs_scale
-        self.reward_scale[:] = batch.reward_scale
         now = self.record.observe_since(Stage.UPDATE, t0, self.updates)
         self.record.add(Counter.UPDATE_NS, now - t0)
         self.record.set(Counter.UPDATES, self.updates)
@@ -104,11 +104,13 @@ class Trainer:
         priority, age = batch.priority, self.updates - batch.version.astype(np.int64)
         self.snapshot()
         self.judge.load(self.flat)
-        rows = slice(0, HEALTH_ROWS)
+        # A batch is sorted by lane: some of every lane.
+        rows = slice(None, None, max(1, len(priority) // HEALTH_ROWS))
+        obs = np.ascontiguousarray(batch.obs[rows])
         self.health = {
             "data_age": float(age[batch.version > 0].mean()) if batch.version.any() else 0.0,
             "priority_spread": float(priority.max() / priority.mean()),
-            "dead_units": self.judge.dead_share(batch.obs[rows], batch.action[rows]),
+            "dead_units": self.judge.dead_share(obs, batch.action[rows]),
         }
 
     def publish_due(self, *, by_time: bool) -> bool:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from fdql.sac.kernels_images import channels_last
+from fdql.sac.kernels_images import interleaved
 from fdql.sac.nets import CONVOLUTIONS, F32, FEATURES, LAYER_NORM_EPS, NetSpec
 
 Params = dict[str, Tensor]
@@ -88,6 +88,6 @@ class Encoder:
     @torch.inference_mode()
     def __call__(self, images: NDArray[np.uint8]) -> F32:
         """(n, O) uint8, O = channels * height * width -> (n, 256) float32."""
-        x = torch.from_numpy(channels_last(images, self._image))
+        x = torch.from_numpy(interleaved(images, self._image))
         features: F32 = encode(self._network, centred(x)).numpy()
         return features

@@ -3,7 +3,7 @@
 Order of the equations:
 
     a'  = tanh(mean(s') + std(s') noise)                           actor
-    V   = min_k Qbar_k(s', a'), y = clip(R + discount V)           target critics
+    V   = pessimistic Qbar(s', a'), y = clip(R + discount V)           target critics
     critics, priorities, target critics; and at every policy_delay-th update the actor descends
     mean_i[temperature ln pi(a|s) - mean_k Q_k(s, a)], a = tanh(mean(s) + std(s) noise)
 """

@@ -100,7 +100,7 @@ class Policy:
         """Mean of both critics, float32 (n, A), scaled reward units; discrete only (ValueError)."""
         if not self.spec.discrete:
             raise ValueError(
-                "q_values needs discrete actions: a snapshot of continuous ones has no critic"
+                "q_values needs discrete actions; action_values judges given ones of either kind"
             )
         x = self.features(obs)
         return np.array(kernels.mean_q(self.snapshot, x, self.support, self.scratch(len(x))))
@@ -150,11 +150,12 @@ def check_actions(spec: NetSpec, rows: int, out: Actions) -> None:
         )
 
 
-def precompile(discrete: bool) -> None:
+def precompile(net: NetSpec) -> None:
     """Compile, or load from the cache, every kernel that acting calls: seconds once, then 0.4 s.
 
     Call it before the first environment step, or the first action of each kind waits for it.
     """
+    discrete = net.discrete
     spec = NetSpec(
         obs_dim=1, action_dim=2, discrete=discrete, critic_width=8, actor_width=8, bins=3
     )
@@ -165,6 +166,9 @@ def precompile(discrete: bool) -> None:
     policy.greedy(obs, out)
     for warmup in (True, False):
         explorer.act(policy, obs, lanes, warmup, out)
+    if net.image is not None:
+        seeing = Policy(net, np.zeros(size_of(policy_shapes(net)), dtype=np.float32))
+        seeing.features(np.zeros((1, net.obs_dim), dtype=np.uint8))
 
 
 def explorer_mask(share: float, n_lanes: int) -> BoolArray:
@@ -204,6 +208,8 @@ class Explorer:
         self._factor = np.float32(config.explorer_std_factor)
         self._least = np.float32(config.explorer_min_std)
         self._steps_left = config.explorer_steps
+        if config.explorer_steps == 0 and not spec.discrete:
+            self.explorer[:] = False
         self._rng = np.random.default_rng(seed)
         self._cumulative = hold_distribution(config.hold_exponent, config.hold_longest)
         self._policy_cumulative = hold_distribution(

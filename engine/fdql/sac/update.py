@@ -18,7 +18,7 @@ from fdql.config import SacConfig
 from fdql.sac import encoder, heads
 from fdql.sac.adamw import adam_scalar_step, adamw_step, clip_gradient
 from fdql.sac.forward import Params, actor_moments, critic_logits
-from fdql.sac.kernels_images import channels_last
+from fdql.sac.kernels_images import interleaved
 from fdql.sac.learner import (
     F64,
     I32,
@@ -159,7 +159,7 @@ class TorchLearner:
         """Normalised vectors (B, O), or centred images (B, C, H, W)."""
         if self.spec.image is None:
             return heads.normalised_obs(self._tensor(obs), mean, scale)
-        pixels = self._tensor(channels_last(obs, self.spec.image))
+        pixels = self._tensor(interleaved(obs, self.spec.image))
         return encoder.centred(pixels, self._image_dtype)
 
     def _features(self, p: Params, inputs: Tensor) -> Tensor:
