@@ -105,7 +105,7 @@ def test_a_game_of_atari(game, sticky):
     assert (spec.return_threshold, spec.eval_episodes) == (None, 10)
     assert EnvSpec.from_dict(spec.to_dict()) == spec
     first, info = made.reset(seed=1)
-    assert 1 <= info["frame_number"] <= 30  # idle ones
+    assert 1 + 4 <= info["frame_number"] <= 30 + 4  # idle ones, then the button
     after, _, _, _, info_after = made.step(2)
     assert info_after["frame_number"] == info["frame_number"] + 4
     for frame in (first, after):
@@ -113,6 +113,21 @@ def test_a_game_of_atari(game, sticky):
         assert frame.any()
         assert np.shares_memory(spec.to_row(frame), frame)
     made.close()
+
+
+def test_a_game_that_waits_for_the_button_does_not_wait_for_ever():
+    """Breakout without a hand on the paddle: five balls, each served, each lost at once."""
+    made = make_env("BreakoutNoFrameskip-v4")
+    _, info = made.reset(seed=0)
+    lives, steps, over = [info["lives"]], 0, False
+    while not over:
+        _, _, terminated, truncated, info = made.step(0)
+        over, steps = terminated or truncated, steps + 1
+        if info["lives"] != lives[-1]:
+            lives.append(info["lives"])
+        assert steps < 1000
+    made.close()
+    assert lives == [5, 4, 3, 2, 1, 0]
 
 
 def test_the_memory_of_an_atari_machine_is_a_vector():

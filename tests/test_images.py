@@ -212,7 +212,7 @@ def test_images_get_the_numbers_that_they_need(tmp_path):
     assert (config.ratio, config.sac.learning_rate, config.sac.pessimism) == (16.0, 1e-3, 0.5)
     assert config.engine.learner_threads == 1
     assert resolve(Config(serial=True), cores=8, env=env).engine.learner_threads == 1
-    with pytest.raises(ConfigError, match="learner = 'compiled'.*'torch' works"):
+    with pytest.raises(ConfigError, match=r"learner = 'compiled'.*'torch' works"):
         resolve(Config(learner="compiled"), cores=2, env=env)
 
 

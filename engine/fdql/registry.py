@@ -86,9 +86,41 @@ def _lookup(env: str) -> tuple[Any, str]:
 def _atari(env: str) -> Env:
     # Grey screens save the making of coloured ones, which nobody looks at.
     screens = gym.make(env, frameskip=1, obs_type="grayscale", disable_env_checker=True)
-    return gym.wrappers.AtariPreprocessing(
+    game: Env = gym.wrappers.AtariPreprocessing(
         screens, noop_max=30, frame_skip=4, screen_size=84, terminal_on_life_loss=False
     )
+    meanings = list(getattr(game.unwrapped, "get_action_meanings", list)())
+    return FireToStart(game, meanings.index("FIRE")) if "FIRE" in meanings else game
+
+
+class FireToStart(gym.Wrapper[Any, Any, Any, Any]):
+    """Presses the button once at the start of a game and of each further life, as ALE's own vector
+    environments do at the start: a greedy policy that does not know the button would wait until the
+    game is cut.
+    """
+
+    def __init__(self, env: Env, fire: int) -> None:
+        super().__init__(env)
+        self.fire, self.lives = fire, 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        first, info = self.env.reset(seed=seed, options=options)
+        obs, _, terminated, truncated, after = self.env.step(self.fire)
+        if terminated or truncated:
+            first, info = self.env.reset(options=options)
+        else:
+            first, info = obs, info | after
+        self.lives = info.get("lives", 0)
+        return first, info
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        lives = info.get("lives", 0)
+        if lives < self.lives and not (terminated or truncated):
+            obs, more, terminated, truncated, info = self.env.step(self.fire)
+            reward = float(reward) + float(more)
+        self.lives = info.get("lives", 0)
+        return obs, reward, terminated, truncated, info
 
 
 def _missing(env: str, extra: str, error: Exception) -> str:
