@@ -139,9 +139,8 @@ def make_env(env: str) -> Env:
 
     The id of an Atari game gives it as gymnasium.wrappers.AtariPreprocessing does: 84 x 84 grey
     pixels, 4 frames to a step, up to 30 idle frames at the start; where there is a button it is
-    pressed at the start of every life. Whether actions stick is the
-    id's to say: with probability 0.25 in ALE/*-v5 and *-v0, never in *-v4. What a factory
-    makes is left as it is.
+    pressed at the start of every life. Whether actions stick is the id's to say: with probability
+    0.25 in ALE/*-v5 and *-v0, never in *-v4. What a factory makes is left as it is.
 
     Raises ConfigError: unknown id (with near ones), missing extra (with the command), a factory
     that cannot be imported or does not return an environment.

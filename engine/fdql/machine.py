@@ -167,8 +167,8 @@ def banner(plan: RunPlan, cores: int, replay: int, step_us: float) -> list[str]:
         else f"{env.action_dim} continuous action components"
     )
     seen = f"{env.obs_dim} observation components"
-    if env.image is not None:
-        seen = "images of " + " x ".join(str(n) for n in (env.stack * env.image[0], *env.image[1:]))
+    if image := env.net_inputs["image"]:
+        seen = "images of " + " x ".join(str(n) for n in image)
     lines = [
         f"fdql {__version__}: {config.env}, {seen}, {kind}, seed {config.seed}",
         f"{cores} core(s) usable"
