@@ -13,7 +13,8 @@ compared.
 
 fdql runs with its defaults: `python main.py --env E --seed S --stop-at-return LINE`; "serial" adds
 --serial, "fdql-cold" starts without the cache of compiled kernels. It evaluates at most every 1000
-environment steps, beside the training; serial in between, as seldom as a peer.
+environment steps, beside the training; serial in between, as seldom as a peer. An experiment names
+its settings: --who serial "serial+sac.pessimism=0" "serial+replay.n-step=1".
 
 A peer is sb3-dqn, sbx-sac, ...; "sb3" is all its algorithms that have settings for the environment.
 It uses RL Zoo's settings (peers/zoo.py) and its own defaults, with OMP_NUM_THREADS at the number of
@@ -39,7 +40,17 @@ import time
 from pathlib import Path
 from typing import Any
 
-from peers.runs import OURS, ROOT, TASKS, Start, Task, machine, stolen_seconds, usable_cores
+from peers.runs import (
+    OURS,
+    ROOT,
+    TASKS,
+    Start,
+    Task,
+    machine,
+    own_name,
+    stolen_seconds,
+    usable_cores,
+)
 from peers.table import show
 
 FORMAT = 1  # of the file of runs
@@ -144,7 +155,7 @@ def measure(who: str, seed: int, args: argparse.Namespace) -> Run:
         "command_seconds": round(seconds, 3), "exit_code": code,
         "load_before": round(load, 2), "stalled_seconds": round(watch.stalled, 2),
         "stolen_seconds": round(stolen_seconds() - stolen, 2),
-        "threads": None if who in OURS else args.threads, "machine": machine(),
+        "threads": None if own_name(who) else args.threads, "machine": machine(),
         "versions": end.pop("versions", {}), "end": end, "curve": curve,
     }  # fmt: skip
     return run if end else run | {"error": error[-2000:]}
@@ -209,7 +220,7 @@ def chosen(words: list[str], task: Task) -> list[str]:
     """The contestants that --who names. Raises ValueError when a word names none."""
     names: list[str] = []
     for word in words:
-        found = [n for n in OURS + task.peers if n == word]
+        found = [word] if own_name(word) else [n for n in task.peers if n == word]
         found += [n for n in task.peers if n.partition("-")[0] == word]
         if not found:
             raise ValueError(
@@ -243,7 +254,7 @@ def main() -> int:
         read_runs(args.out)
     except ValueError as error:
         parser.error(str(error))
-    for library in {n.partition("-")[0] for n in names if n not in OURS}:
+    for library in {n.partition("-")[0] for n in names if not own_name(n)}:
         if not (args.venvs / library / "bin" / "python").exists():
             parser.error(
                 f"--venvs {args.venvs} has no {library}: bash bench/peers/build.sh makes it"

@@ -1,6 +1,7 @@
 """What is asked of an environment, and how a contestant is started and read, for bench/learning.py.
 
-Ours are "fdql", "serial" and "fdql-cold"; a peer is named library-algorithm, as "sb3-dqn".
+Ours are "fdql", "serial" and "fdql-cold", each with settings of its own where it goes on like
+"serial+sac.pessimism=0+seed=7"; a peer is named library-algorithm, as "sb3-dqn".
 """
 
 from __future__ import annotations
@@ -80,21 +81,29 @@ class Start:
     most_steps: int | None = None
 
     @property
+    def ours(self) -> str:
+        """Which of ours it is, empty for a peer."""
+        return own_name(self.who)
+
+    @property
     def metrics(self) -> Path:
         """The file that the run appends its evaluations to, one JSON object a line."""
-        return self.folder / ("run/metrics.jsonl" if self.who in OURS else "metrics.jsonl")
+        return self.folder / ("run/metrics.jsonl" if self.ours else "metrics.jsonl")
 
     def command(self) -> list[str]:
         """The words of its command."""
         task = TASKS[self.env]
         line = None if self.most_steps else task.line
         words = ["--env", self.env, "--seed", str(self.seed)]
-        if self.who in OURS:
+        if self.ours:
             words = [sys.executable, str(ROOT / "main.py"), *words]
             words += ["--run-dir", str(self.folder / "run")]
             words += ["--stop-at-return", "never" if line is None else f"{line:g}"]
-            if self.who == "serial":
+            if self.ours == "serial":
                 words += ["--serial", "--eval.every-steps", str(task.every_steps)]
+            for setting in self.who.split("+")[1:]:
+                key, _, value = setting.partition("=")
+                words += [f"--{key}", *([value] if value else [])]
         else:
             library, algorithm = self.who.split("-")
             python = str(self.venvs / library / "bin" / "python")
@@ -110,9 +119,9 @@ class Start:
     def variables(self) -> dict[str, str]:
         """Its environment variables: this process's, without their settings of threads."""
         kept = {k: v for k, v in os.environ.items() if k not in THREADS}
-        if self.who not in OURS:
+        if not self.ours:
             return kept | {"OMP_NUM_THREADS": str(self.threads), "JAX_PLATFORMS": "cpu"}
-        if self.who == "fdql-cold":
+        if self.ours == "fdql-cold":
             return kept | {"NUMBA_CACHE_DIR": str(self.folder / "numba")}
         return kept
 
@@ -121,7 +130,7 @@ class Start:
 
         Raises OSError, ValueError or KeyError when it said nothing or evaluated by another rule.
         """
-        if self.who not in OURS:
+        if not self.ours:
             said: dict[str, Any] = json.loads(output.splitlines()[-1] if output else "")
             return {key: said[key] for key in ("exit_reason", "env_steps", "updates", "versions")}
         summary = json.loads((self.folder / "run" / "summary.json").read_text())
@@ -132,6 +141,12 @@ class Start:
         for package in ("torch", "numba", "numpy", "gymnasium"):
             versions[package] = importlib.metadata.version(package)
         return {key: summary[key] for key in SUMMARY} | {"versions": versions}
+
+
+def own_name(who: str) -> str:
+    """Which of ours a contestant is, its settings left out; empty for a peer."""
+    base = who.partition("+")[0]
+    return base if base in OURS else ""
 
 
 def revision() -> str:

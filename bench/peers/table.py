@@ -6,7 +6,7 @@ import math
 import statistics
 from typing import Any
 
-from peers.runs import OURS, TASKS, machine
+from peers.runs import TASKS, machine, own_name
 
 Run = dict[str, Any]
 
@@ -45,18 +45,19 @@ def ratio(theirs: float, ours: float) -> str:
 
 def show_times(by: dict[str, list[Run]]) -> None:
     """Median, least and most seconds; "/ fdql" above 1 is slower than fdql."""
+    wide = max(10, *map(len, by))
     times = {n: [r["seconds"] if r["passed"] else math.inf for r in rs] for n, rs in by.items()}
     median = {n: statistics.median(t) for n, t in times.items()}
     ours = median.get("fdql", math.nan)
-    print("\nwho        passed   median      min      max  / fdql      steps    updates")
+    print(f"\n{'who':<{wide}} passed   median      min      max  / fdql      steps    updates")
     for n, t in times.items():
         passed = [r for r in by[n] if r["passed"]]
         print(
-            f"{n:<10} {len(passed):>2} / {len(t)} {median[n]:>8.1f} {min(t):>8.1f} {max(t):>8.1f} "
-            f"{ratio(median[n], ours):>7} {middle(passed, 'env_steps'):>10} "
+            f"{n:<{wide}} {len(passed):>2} / {len(t)} {median[n]:>8.1f} {min(t):>8.1f} "
+            f"{max(t):>8.1f} {ratio(median[n], ours):>7} {middle(passed, 'env_steps'):>10} "
             f"{middle(passed, 'updates'):>10}"
         )
-    best = min((n for n in by if n not in OURS), key=lambda n: median[n], default=None)
+    best = min((n for n in by if not own_name(n)), key=lambda n: median[n], default=None)
     if best and math.isfinite(ours) and math.isfinite(median[best]):
         print(f"\nfdql takes {ours / median[best]:.2f} of the time of the best peer, {best}")
 

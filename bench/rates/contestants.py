@@ -39,7 +39,7 @@ def groups(args: Namespace) -> list[list[Contestant]]:
     if "training" in args.only:
         found += [training(s, args) for s in args.shape]
     if "together" in args.only:
-        found += [[together(e, args)] for e in args.env if e != PIXELS]
+        found += [[together(e, args)] for e in args.env]
     return found
 
 
@@ -79,7 +79,7 @@ def peer(kind: str, subject: str, who: str, venv: str, script: str, cores: int, 
     )  # fmt: skip
 
 
-def acting(env: str, args: Namespace) -> list[Contestant]:
+def acting(env: str, args: Namespace, *, peers: bool = True) -> list[Contestant]:
     """Ours, the raw environment on one and on all cores, and who else acts in it."""
     cores = usable_cores()
     name = "null" if env == NULL else env
@@ -103,7 +103,7 @@ def acting(env: str, args: Namespace) -> list[Contestant]:
             command=f"{cores} x {shown(command)}", read=lambda: read_many(command, cores),
         ),
     ]  # fmt: skip
-    if env == NULL:
+    if env == NULL or not peers:
         return group
 
     def add(who: str, venv: str, script: str, *more: str) -> None:
@@ -120,14 +120,9 @@ def acting(env: str, args: Namespace) -> list[Contestant]:
 
 
 def pixels(args: Namespace) -> list[Contestant]:
-    """What a pixel environment allows; fdql has no pixels yet and says so."""
+    """Ours, the raw environment, and ale_py's vector environment alone and with a policy."""
     seconds = ["--seconds", f"{args.seconds:g}"]
-    group = [
-        Contestant(
-            kind="acting", subject=PIXELS, who="fdql", unit="steps/s",
-            command=f"{ME} --only acting --env {PIXELS}", read=absent("fdql has no pixels yet"),
-        )
-    ]  # fmt: skip
+    group = acting(PIXELS, args, peers=False)
     for threads in sorted({1, usable_cores()}):
         command = [sys.executable, LIMITS, "atari", "--threads", str(threads), *seconds]
         group.append(
@@ -137,6 +132,13 @@ def pixels(args: Namespace) -> list[Contestant]:
                 read=lambda command=command, n=threads: read(command, cores=n),
             )
         )  # fmt: skip
+    for vec, venv, who in (
+        ("atari", Path(sys.prefix), "AtariVectorEnv, torch policy"),
+        ("envpool", "envpool", "envpool, torch policy"),
+    ):
+        words = ("--vec", vec, "--env", "Pong-v5", "--threads", str(usable_cores()))
+        script = "rate_vector_env.py"
+        group.append(peer("acting", PIXELS, who, str(venv), script, usable_cores(), args, *words))
     return group
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fdql.config import Config
+from fdql.config_file import load_toml
 from peers.runs import ROOT, usable_cores
 
 from rates.command import started
@@ -48,7 +49,6 @@ def run(
     env: str, seconds: float, *, workers: int | None = None, envs_per_worker: int | None = None
 ) -> Reading:
     """Environment steps/s of a run with everything on; updates/s, ratio, duty cycle, lag beside."""
-    config = Config(env=env)
     words = [sys.executable, str(ROOT / "main.py"), "--env", env, "--stop-at-return", "never"]
     words += ["--total-timesteps", str(10**9), "--eval.every-steps", str(10**9)]
     words += [] if workers is None else ["--workers", str(workers)]
@@ -61,7 +61,8 @@ def run(
         try:
             while time.monotonic() < min(deadline, end) and process.poll() is None:
                 time.sleep(0.1)
-                if end == math.inf and warm_rows(rows_of(folder), config):
+                rows = rows_of(folder)
+                if end == math.inf and rows and warm_rows(rows, load_toml(folder / "config.toml")):
                     end = time.monotonic() + seconds + 0.5  # its rows are a second apart
         finally:
             if process.poll() is None:
@@ -69,6 +70,7 @@ def run(
             out, err = running.ended(LEAVE_SECONDS)
         if process.returncode != 130 or end == math.inf:
             raise RunFailed(f"exit code {process.returncode}: {(out + err)[-500:]}")
+        config = load_toml(folder / "config.toml")  # derived settings included
         summary = json.loads((folder / "summary.json").read_text())
         rows = [r for r in warm_rows(rows_of(folder), config) if r["time/fps"] > 0]
     return reading(rows, summary, config)

@@ -26,8 +26,8 @@ from fdql.shm.chunk import BOUNDARY, RESET, TRUNCATED
 from rates.processes import Processes
 from rates.reading import Reading
 
-FILL_STEPS = 50_000
-WARM_UPDATES = 200
+FILL_STEPS, FILL_IMAGES = 50_000, 10_000
+WARM_UPDATES, WARM_UPDATES_IMAGES = 200, 10
 EPISODE = 200  # rows of a lane between two resets in the transitions that are handed over
 
 
@@ -35,6 +35,7 @@ EPISODE = 200  # rows of a lane between two resets in the transitions that are h
 class Shape:
     """Networks and batch of an update.
 
+    image  (frames, height, width) of a stack of frames, else observations are vectors
     peers  those whose default shape it is, measured beside us
     """
 
@@ -43,14 +44,20 @@ class Shape:
     discrete: bool = False
     width: int = 128
     batch: int = 256
+    image: tuple[int, int, int] | None = None
     peers: tuple[str, ...] = ()
+
+    @property
+    def fill(self) -> int:
+        """Steps that are handed over."""
+        return FILL_STEPS if self.image is None else FILL_IMAGES
 
     @property
     def net(self) -> NetSpec:
         """For the count of multiply-adds."""
         return NetSpec(
             obs_dim=self.obs_dim, action_dim=self.action_dim, discrete=self.discrete,
-            critic_width=self.width, actor_width=self.width,
+            critic_width=self.width, actor_width=self.width, image=self.image,
         )  # fmt: skip
 
 
@@ -59,14 +66,18 @@ SHAPES = {
     "default-halfcheetah": Shape(obs_dim=26, action_dim=6),
     "sb3-pendulum": Shape(obs_dim=3, action_dim=1, width=256, peers=("sb3", "sbx")),
     "rltools-pendulum": Shape(obs_dim=3, action_dim=1, width=64, batch=100, peers=("rltools",)),
+    "default-pong": Shape(obs_dim=4 * 84 * 84, action_dim=6, discrete=True, image=(4, 84, 84)),
 }
 
 
 def plan_for(shape: Shape, run_dir: str) -> RunPlan:
     """A plan of the default configuration with this shape, unthrottled; no environment is made."""
     bounds = () if shape.discrete else (1.0,) * shape.action_dim
+    stack, *size = shape.image or (1, shape.obs_dim)  # frames of one channel
+    obs_dim = math.prod(size)
     env = EnvSpec(
-        env="random transitions", obs_dim=shape.obs_dim, obs_shape=(shape.obs_dim,),
+        env="random transitions", obs_dim=obs_dim, obs_shape=tuple(size), stack=stack,
+        image=(1, size[0], size[1]) if shape.image else None,
         discrete=shape.discrete, action_dim=shape.action_dim,
         action_shape=() if shape.discrete else (shape.action_dim,), action_start=0,
         low=tuple(-b for b in bounds), high=bounds, return_threshold=None, eval_episodes=20,
@@ -74,20 +85,21 @@ def plan_for(shape: Shape, run_dir: str) -> RunPlan:
     config = Config(
         env=env.env, ratio="free", workers=1,
         sac=SacConfig(batch_size=shape.batch, critic_width=shape.width, actor_width=shape.width),
-        explore=ExploreConfig(warmup_steps=FILL_STEPS), replay=ReplayConfig(capacity=1 << 20),
+        explore=ExploreConfig(warmup_steps=shape.fill),
+        replay=ReplayConfig(capacity=1 << (15 if shape.image else 20)),
     )  # fmt: skip
-    return RunPlan(config=resolve(config, cores=allowed_cores()), env=env, run_dir=run_dir)
+    return RunPlan(config=resolve(config, cores=allowed_cores(), env=env), env=env, run_dir=run_dir)
 
 
 def hand_over(plan: RunPlan, processes: Processes) -> int:
-    """Write FILL_STEPS random transitions into worker 0's ring, whole episodes. Returns steps."""
+    """Write the warm-up's random transitions, whole episodes, to worker 0's ring. Returns steps."""
     writer, schema = processes.memory.ring_writer(0), plan.chunk
     rng = np.random.default_rng(0)
     views = [schema.views(writer.payload(i)) for i in range(writer.capacity)]
     lanes = plan.envs_per_worker
     rounds = schema.rows // lanes
     made = done = 0
-    while made < FILL_STEPS:
+    while made < plan.config.explore.warmup_steps:
         while (slot := writer.reserve()) < 0:
             writer.wait_not_full(100_000_000)
             processes.listen()
@@ -97,7 +109,12 @@ def hand_over(plan: RunPlan, processes: Processes) -> int:
         chunk.flags[:n] = np.select(
             [at == 0, at == EPISODE - 2, at == EPISODE - 1], [RESET, TRUNCATED, BOUNDARY], 0
         )
-        chunk.obs[:n] = rng.standard_normal((n, schema.shape.obs_dim), dtype=np.float32)
+        size = (n, schema.shape.obs_dim)
+        chunk.obs[:n] = (
+            rng.integers(0, 256, size, dtype=np.uint8)
+            if schema.shape.pixels
+            else rng.standard_normal(size, dtype=np.float32)
+        )
         chunk.reward[:n] = rng.standard_normal(n, dtype=np.float32)
         if plan.env.discrete:
             chunk.action[:n] = rng.integers(0, plan.env.action_dim, n)
@@ -136,7 +153,8 @@ def _train(plan: RunPlan, processes: Processes, seconds: float) -> Reading:
 
     processes.wait_ready(doze)
     made = hand_over(plan, processes)
-    processes.until(lambda: record.get(Counter.UPDATES) >= WARM_UPDATES, doze, 120.0)
+    warm = WARM_UPDATES_IMAGES if plan.env.rows.pixels else WARM_UPDATES
+    processes.until(lambda: record.get(Counter.UPDATES) >= warm, doze, 120.0)
     start, updates, busy = counters()
     processes.until(lambda: time.monotonic() >= start + seconds, doze, seconds + 60)
     end, updates_then, busy_then = counters()

@@ -58,6 +58,7 @@ class EnvWorker:
         self.record.set(Counter.INCARNATION, incarnation)
         self.ring = memory.ring_writer(worker)
         self.slots = memory.slot_client(worker)
+        self.slots.spin_ns = plan.spin_ns
         schema = plan.chunk
         self.chunks = [schema.views(self.ring.payload(i)) for i in range(self.ring.capacity)]
         self.chunk_rows, self.commit_rows = schema.rows, plan.config.engine.commit_rows

@@ -40,6 +40,7 @@ class InferenceServer:
         self.trainer = memory.record(RECORD_TRAINER)
         self.workers = [memory.worker_record(w) for w in range(plan.workers)]
         self.slots = memory.slot_server()
+        self.slots.spin_ns = memory.plan.spin_ns
         self.weights = memory.weights_reader(READER_INFERENCE)
         self.policy = Policy(plan.net, np.zeros(plan.policy_size, dtype=np.float32))
         self.version = 0  # of the loaded policy, updates; 0: none published yet

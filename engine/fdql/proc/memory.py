@@ -101,6 +101,11 @@ class RunPlan:
         return self.workers * self.envs_per_worker
 
     @property
+    def spin_ns(self) -> int:
+        """Time that a waiting worker or inference looks before it sleeps."""
+        return round(1000 * self.config.engine.spin_us)
+
+    @property
     def roles(self) -> list[str]:
         """Names of the processes, in the order of their records."""
         return ["trainer", "inference", "evaluator", *(f"worker {w}" for w in range(self.workers))]
