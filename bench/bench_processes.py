@@ -1,4 +1,5 @@
-"""Death and idleness: the successor of a killed worker, a killed supervisor, an idle engine.
+"""Death, idleness, start: the successor of a killed worker, a killed supervisor, an idle engine,
+the time to the first step, what a worker takes.
 
     pytest bench/bench_processes.py -s
 
@@ -19,7 +20,7 @@ from typing import Any
 
 import psutil
 import pytest
-from fdql.config import Config
+from fdql.config import Config, EngineConfig
 from fdql.proc.memory import BELL_TRAINER, RECORD_TRAINER
 from fdql.profile import Counter
 from fdql.shm.ring import FLAG_INCARNATION
@@ -161,3 +162,81 @@ def test_idle_engine(benchmark: Any, tmp_path: Path) -> None:
         assert record.get(Counter.INSERTED) == IDLE_STEPS
         assert record.get(Counter.UPDATES) == due
         processes.leave(doze)
+
+
+def test_help(benchmark: Any) -> None:
+    """At most 0.5 s."""
+    words = [sys.executable, str(ROOT / "main.py"), "--help"]
+    taken: list[float] = []
+
+    def ask() -> None:
+        start = time.monotonic()
+        done = subprocess.run(words, capture_output=True, text=True, check=True)
+        taken.append(time.monotonic() - start)
+        assert "--env" in done.stdout
+
+    benchmark.pedantic(ask, rounds=5, warmup_rounds=1)
+    report(benchmark, seconds=statistics.median(taken), slowest=max(taken))
+
+
+def first_step(folder: Path) -> float:
+    """Seconds from starting the command to the first step of a worker."""
+    folder.mkdir()
+    stamps = folder / "stamps"
+    words = [sys.executable, str(ROOT / "main.py"), "--env", "rates.null_env:Stamping"]
+    words += ["--total-timesteps", "8", "--run-dir", str(folder / "run")]
+    variables = os.environ | {"FDQL_BENCH_STAMPS": str(stamps)}
+    start = time.monotonic()
+    run = subprocess.Popen(words, env=variables, stdout=subprocess.DEVNULL)
+    assert run.wait(120) == 0
+    seen = [line.split() for line in stamps.read_text().splitlines()]
+    # the supervisor times some steps of its own before
+    return min(float(at) for pid, at in seen if int(pid) != run.pid) - start
+
+
+def test_first_step(benchmark: Any, tmp_path: Path) -> None:
+    """At most 2.5 s, caches warm."""
+    taken: list[float] = []
+    benchmark.pedantic(
+        lambda: taken.append(first_step(tmp_path / f"run{len(taken)}")), rounds=5, warmup_rounds=1
+    )
+    report(benchmark, seconds=statistics.median(taken[1:]), slowest=max(taken[1:]))
+
+
+def test_memory_of_a_worker(benchmark: Any, tmp_path: Path) -> None:
+    """At most 60 MB above a process that steps the same environment without us."""
+    alone = """
+import gymnasium, sys
+made = gymnasium.make("CartPole-v1")
+made.reset()
+made.step(0)
+print(flush=True)
+sys.stdin.read()
+"""
+    plan = plan_of(Config(workers=1, envs_per_worker=1, total_timesteps=ENDLESS, ratio="free",
+                          engine=EngineConfig(groups=1)), str(tmp_path))  # fmt: skip
+    bare = subprocess.Popen(
+        [sys.executable, "-c", alone], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    with Processes(plan) as processes, bare:
+        assert bare.stdin
+        assert bare.stdout
+        bare.stdout.readline()
+        memory = processes.memory
+        memory.weights_writer().publish(random_policy(plan), 1)
+        memory.record(RECORD_TRAINER).set(Counter.ALLOWED, ENDLESS)
+        drain = Drain(memory)
+        worker = processes.start("worker 0")
+        processes.start("inference")
+        processes.until(lambda: drain.steps > 500, drain.take, 60.0)
+        sizes: list[int] = []
+
+        def weigh() -> None:
+            ours = psutil.Process(worker.process.pid).memory_full_info().uss
+            sizes.append(ours - psutil.Process(bare.pid).memory_full_info().uss)
+
+        benchmark.pedantic(weigh, rounds=1)
+        processes.leave(drain.take)
+        drain.close()
+        bare.stdin.close()
+    report(benchmark, megabytes_above=sizes[0] / 1e6)

@@ -23,16 +23,24 @@ def test_values_by_hand():
 def test_the_end_of_a_run_is_reached_exactly():
     governor = Governor(Config(ratio=32.0, total_timesteps=1500))
     assert governor.allowed(10**9) == 1500
-    assert not governor.complete(1500, 186)
-    assert governor.complete(1500, 187)  # 1500 / 8 = 187.5
-    assert not governor.complete(1499, 10**6)
+    assert not governor.complete(1500, 186, 1)
+    assert governor.complete(1500, 187, 1)  # 1500 / 8 = 187.5
+    assert not governor.complete(1499, 10**6, 1)
 
 
 def test_a_run_shorter_than_its_warm_up_still_ends():
     governor = Governor(Config(total_timesteps=100))
     assert governor.allowed(0) == 100
-    assert governor.complete(100, governor.due(100))
+    assert governor.complete(100, governor.due(100), 1)
     assert governor.due(100) == 12
+
+
+def test_a_run_without_a_row_to_sample_ends():
+    governor = Governor(Config(total_timesteps=8))
+    assert governor.due(8) == 1
+    assert not governor.complete(8, 0, 1)
+    assert governor.complete(8, 0, 0)
+    assert not governor.complete(7, 0, 0)
 
 
 def test_free_running_is_never_held():
@@ -40,7 +48,7 @@ def test_free_running_is_never_held():
     assert governor.allowed(0) == 5000
     assert governor.due(1000) > 10**12
     assert governor.due(999) == 0
-    assert governor.complete(5000, 1)
+    assert governor.complete(5000, 1, 1)
 
 
 @pytest.mark.parametrize("seed", range(20))

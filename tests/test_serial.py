@@ -58,6 +58,12 @@ def test_counts_are_exact(own_environments, tmp_path):
     assert 0.3 < sum(account["busy"] for account in s["processes"].values()) <= 1.0
 
 
+def test_a_run_too_short_for_one_window_ends(own_environments, tmp_path):
+    """One step in each environment: no row has the successors that an n-step sample needs."""
+    s = run(tmp_path / "r", small_config("own_envs:Counting", total_timesteps=4))
+    assert (s["env_steps"], s["updates"], s["exit_reason"]) == (4, 0, "total_timesteps")
+
+
 def test_a_total_that_is_not_a_whole_round_is_kept(own_environments, tmp_path):
     """8 environments in 2 groups, 204 steps: 25 rounds and half of one."""
     s = run(tmp_path / "r", small_config("own_envs:Counting", total_timesteps=204))

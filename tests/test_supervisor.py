@@ -59,6 +59,11 @@ def test_a_run_to_its_last_step(own_environments, tmp_path):
     assert rows(folder)[-1]["rollout/ep_rew_mean"] == 28.0
 
 
+def test_a_run_too_short_for_one_window_ends(own_environments, tmp_path):
+    s = go(tmp_path, "own_envs:Counting", total_timesteps=4).summary
+    assert (s["env_steps"], s["updates"], s["exit_reason"]) == (4, 0, "total_timesteps")
+
+
 def test_the_budget_of_a_run_adds_up(own_environments, tmp_path):
     """Every process accounts for its time; the table, the rows and the sentence are there."""
     s = go(tmp_path, "own_envs:Counting", total_timesteps=6000, workers=2).summary

@@ -7,6 +7,7 @@ step): row i of its lane must be (number, i // (LENGTH + 1), i % (LENGTH + 1)), 
 from __future__ import annotations
 
 import itertools
+import os
 import time
 from typing import Any
 
@@ -37,6 +38,16 @@ class Null(gym.Env[Obs, Any]):
         at = int(self.where[2])
         over, by_time = at == LENGTH, self.where[1] % 2 == 1
         return self.where, float(at), bool(over and not by_time), bool(over and by_time), {}
+
+
+class Stamping(Null):
+    """Appends process and monotonic time of its first step to the file $FDQL_BENCH_STAMPS."""
+
+    def step(self, action: Any) -> tuple[Obs, float, bool, bool, dict[str, Any]]:
+        if not self.where[1:].any():
+            with open(os.environ["FDQL_BENCH_STAMPS"], "a") as file:
+                file.write(f"{os.getpid()} {time.monotonic()}\n")
+        return super().step(action)
 
 
 class Sleeping(Null):

@@ -81,7 +81,7 @@ def _lockstep(plan: RunPlan, memory: RunMemory, report: Report, stop: StopReques
         if done.returns:
             report.event({"event": "episodes", "returns": done.returns, "lengths": done.lengths})
         steps = loader.replay.steps
-        finished = loader.governor.complete(steps, trainer.updates)
+        finished = loader.governor.complete(steps, trainer.updates, loader.replay.size)
         if trainer.updates and (finished or steps >= evaluator.next_steps):
             trainer.publish()
             evaluator.evaluate(goes_on)

@@ -21,6 +21,7 @@ from fdql.envs import describe, make_env
 from fdql.machine import allowed_cores, banner, check_memory, resolve
 from fdql.proc.child import EXIT_BAD_VALUE
 from fdql.proc.memory import FINISH, LAST, READER_EVALUATOR, STOP, RunMemory, RunPlan
+from fdql.profile import Counter
 from fdql.report import Report, RunResult, conclude
 from fdql.run_folder import RunFolder, run_dir_exists
 from fdql.shm.records import now_ns
@@ -252,7 +253,9 @@ class Supervisor:
             self._end("interrupted", None)
         elif report.solved:
             self._end("solved", None)
-        elif report.governor.complete(report.env_steps, report.updates):
+        elif report.governor.complete(
+            report.env_steps, report.updates, report.trainer.get(Counter.REPLAY)
+        ):
             self._end("total_timesteps", None)
 
     def _end(self, reason: str, problem: str | None) -> None:

@@ -46,9 +46,14 @@ class Governor:
         paid = (updates + self._ahead) * self._steps_per_update
         return min(self._total, max(self._warmup, int(paid)))
 
-    def complete(self, inserted: int, updates: int) -> bool:
-        """True when the run's steps are all stored and their updates made."""
-        return inserted >= self._total and (self.free or updates >= self.due(inserted))
+    def complete(self, inserted: int, updates: int, sampleable: int) -> bool:
+        """True when the run's steps are all stored and their updates made.
+
+        A run of fewer steps than one n-step window has no row that can be sampled, and no updates.
+        """
+        if inserted < self._total:
+            return False
+        return self.free or not sampleable or updates >= self.due(inserted)
 
     def actual(self, inserted: int, updates: int) -> float:
         """Samples per insert so far; 0 before the first insert."""

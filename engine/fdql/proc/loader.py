@@ -77,8 +77,10 @@ class Loader:
                     self.record.observe(Stage.LAG, max(0, self.updates - head.policy_version))
                 self.record.observe_since(Stage.INGEST, t0)
         if steps:
-            self.record.set(Counter.INSERTED, self.replay.steps)
             self.record.set(Counter.REPLAY, self.replay.size)
+            self.record.set(
+                Counter.INSERTED, self.replay.steps
+            )  # last: `complete` reads both
         return steps
 
     def may_sample(self) -> bool:
