@@ -84,6 +84,7 @@ def test_resolve_fills_what_the_machine_decides():
     assert resolve(Config(workers=2), cores=2).envs_per_worker == 4
     assert resolve(Config(device="cuda"), cores=2).learner == "torch"
     assert resolve(Config(ratio="free"), cores=8).workers == 6  # nothing holds them back
+    assert resolve(Config(ratio="free"), cores=8, step_us=10).workers == 1  # but inference
     serial = resolve(Config(serial=True, workers=4), cores=8)
     assert (serial.workers, serial.engine.learner_threads) == (1, 2)
     wide = Config(sac=SacConfig(critic_width=512))  # 16 times the update: one worker keeps up

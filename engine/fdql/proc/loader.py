@@ -78,9 +78,7 @@ class Loader:
                 self.record.observe_since(Stage.INGEST, t0)
         if steps:
             self.record.set(Counter.REPLAY, self.replay.size)
-            self.record.set(
-                Counter.INSERTED, self.replay.steps
-            )  # last: `complete` reads both
+            self.record.set(Counter.INSERTED, self.replay.steps)  # last: `complete` reads both
         return steps
 
     def may_sample(self) -> bool:
