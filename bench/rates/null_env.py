@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import sys
 import time
 from typing import Any
 
@@ -41,12 +42,16 @@ class Null(gym.Env[Obs, Any]):
 
 
 class Stamping(Null):
-    """Appends process and monotonic time of its first step to the file $FDQL_BENCH_STAMPS."""
+    """In a worker, appends the monotonic time of its first step to the file $FDQL_BENCH_STAMPS.
+
+    Not where a run looks at its environment beforehand, nor in evaluation.
+    """
 
     def step(self, action: Any) -> tuple[Obs, float, bool, bool, dict[str, Any]]:
-        if not self.where[1:].any():
+        program = sys.modules["__main__"].__spec__
+        if program and program.name == "fdql.proc.env_worker" and not self.where[1:].any():
             with open(os.environ["FDQL_BENCH_STAMPS"], "a") as file:
-                file.write(f"{os.getpid()} {time.monotonic()}\n")
+                file.write(f"{time.monotonic()}\n")
         return super().step(action)
 
 
