@@ -194,7 +194,7 @@ def done_before(run: Run, max_seconds: float) -> bool:
 def campaign(names: list[str], args: argparse.Namespace) -> list[Run]:
     """Make the runs that --out lacks, everyone's of one seed, then the next. Returns all."""
     runs = read_runs(args.out)
-    warm = set(names) if args.no_warm_up else {"fdql-cold"}
+    warm = {n for n in names if args.no_warm_up or own_name(n) == "fdql-cold"}
     for seed in args.seeds:
         for who in names:
             key = (who, args.env, seed)

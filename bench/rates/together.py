@@ -57,20 +57,22 @@ def run(
         folder = Path(place) / "run"
         running = started([*words, "--run-dir", str(folder)], usable_cores())
         process = running.process
+        config: Config | None = None
         deadline, end = time.monotonic() + START_SECONDS, math.inf
         try:
             while time.monotonic() < min(deadline, end) and process.poll() is None:
                 time.sleep(0.1)
-                rows = rows_of(folder)
-                if end == math.inf and rows and warm_rows(rows, load_toml(folder / "config.toml")):
+                if end < math.inf or not (rows := rows_of(folder)):
+                    continue  # not to read while the window is open
+                config = config or load_toml(folder / "config.toml")  # derived settings included
+                if warm_rows(rows, config):
                     end = time.monotonic() + seconds + 0.5  # its rows are a second apart
         finally:
             if process.poll() is None:
                 process.send_signal(signal.SIGINT)
             out, err = running.ended(LEAVE_SECONDS)
-        if process.returncode != 130 or end == math.inf:
+        if process.returncode != 130 or end == math.inf or config is None:
             raise RunFailed(f"exit code {process.returncode}: {(out + err)[-500:]}")
-        config = load_toml(folder / "config.toml")  # derived settings included
         summary = json.loads((folder / "summary.json").read_text())
         rows = [r for r in warm_rows(rows_of(folder), config) if r["time/fps"] > 0]
     return reading(rows, summary, config)
