@@ -27,18 +27,21 @@ SHAPE = RowShape(obs_dim=OBS, action_dim=ACTIONS, discrete=False)
 Columns = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # obs, next obs, reward, discount
 
 
-def filled(rows: int) -> Replay:
-    """A full replay; row s of lane l has observation 8 s + l in every component and reward 1."""
+def filled(rows: int, shape: RowShape = SHAPE) -> Replay:
+    """A full replay; row s of lane l has observation 8 s + l in every component (pixels: modulo
+    256) and reward 1.
+    """
     memory = Replay(
-        ReplayConfig(capacity=rows, n_step=N_STEP), shape=SHAPE, n_lanes=LANES,
+        ReplayConfig(capacity=rows, n_step=N_STEP), shape=shape, n_lanes=LANES,
         discount=DISCOUNT, v_max=5.0, batch_size=BATCH, seed=0,
     )  # fmt: skip
-    schema = ChunkSchema(CHUNK, SHAPE)
+    schema = ChunkSchema(CHUNK, shape)
+    wraps = 256 if shape.pixels else rows + 4 * CHUNK
     views = schema.views(bytearray(schema.nbytes))
     views.lane[:] = np.arange(CHUNK) % LANES
     views.reward[:] = 1.0
     for k in range(rows // CHUNK + 3):
-        views.obs[:] = np.arange(k * CHUNK, (k + 1) * CHUNK)[:, None]
+        views.obs[:] = (np.arange(k * CHUNK, (k + 1) * CHUNK) % wraps)[:, None]
         memory.ingest(views, CHUNK, 0, lanes_of_worker=LANES)
     return memory
 
@@ -160,9 +163,9 @@ def test_windows_and_gather_256(benchmark, rows, order):
     assert (out.next_obs == out.obs + N_STEP * LANES).all()
 
 
-def fdql_ingest(rows: int) -> Callable[[], np.ndarray]:
-    memory = filled(rows)
-    schema = ChunkSchema(CHUNK, SHAPE)
+def fdql_ingest(rows: int, shape: RowShape = SHAPE) -> Callable[[], np.ndarray]:
+    memory = filled(rows, shape)
+    schema = ChunkSchema(CHUNK, shape)
     views = schema.views(bytearray(schema.nbytes))
     views.lane[:] = np.arange(CHUNK) % LANES
     views.obs[:] = np.arange(CHUNK)[:, None]
@@ -170,7 +173,7 @@ def fdql_ingest(rows: int) -> Callable[[], np.ndarray]:
     def ingest() -> np.ndarray:
         memory.ingest(views, CHUNK, 0, lanes_of_worker=LANES)
         slot = (memory.rows.table[0, 0] - 1) % memory.rows.lane_rows
-        return memory.rows.obs.reshape(LANES, -1, OBS)[:, slot]
+        return memory.rows.obs.reshape(LANES, -1, shape.obs_dim)[:, slot]
 
     return ingest
 
