@@ -225,7 +225,7 @@ def test_a_game_of_atari_steps(tmp_path):
 
 
 def test_the_evaluators_games_are_whole_and_unclipped(own_environments, tmp_path):
-    from fdql.proc.evaluator import Arena
+    from fdql.proc.arena import Arena
 
     class Watching:
         def __init__(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from fdql.proc.evaluator import Arena, Evaluation
+from fdql.proc.arena import Arena, Evaluation
 from fdql.sac import health
 from fdql.sac.nets import policy_shapes, size_of, views
 from fdql.sac.policy import Policy

@@ -13,7 +13,7 @@ from fdql.checkpoint import CheckpointError, load_tensors
 from fdql.config import ConfigError, ExploreConfig
 from fdql.envs import ActionScale, EnvSpec, describe, is_factory, make_env
 from fdql.frames import to_rows
-from fdql.proc.evaluator import Evaluation, play
+from fdql.proc.arena import Evaluation, play
 from fdql.sac import policy as acting
 from fdql.sac.nets import NetSpec, policy_shapes, size_of
 

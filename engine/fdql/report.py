@@ -8,7 +8,6 @@ import os
 import sys
 import time
 from collections import deque
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -247,52 +246,3 @@ class Report:
             "limited_by": verdict.limit,
             "bottleneck": verdict.sentence,
         }
-
-
-@dataclass(frozen=True, slots=True)
-class RunResult:
-    """How a run ended.
-
-    exit_reason   solved, total_timesteps, traced, interrupted, crash or bad_value
-    problem       one sentence when it did not end well
-    summary       what summary.json holds
-    """
-
-    run_dir: Path
-    exit_reason: str
-    problem: str | None
-    summary: dict[str, Any]
-
-    @property
-    def exit_code(self) -> int:
-        """For the shell: 0, 130 after Ctrl-C, 1 when there was a problem."""
-        if self.problem:
-            return 1
-        ends = {"solved": 0, "total_timesteps": 0, "traced": 0, "interrupted": 130}
-        return ends.get(self.exit_reason, 1)
-
-
-def conclude(report: Report, exit_reason: str, problem: str | None) -> RunResult:
-    """Write the last metrics and summary.json, say how it ended, close the folder."""
-    folder, board = report.folder, report.board
-    summary = report.summary(exit_reason, problem)
-    result = RunResult(folder.path, exit_reason, problem, summary)
-    board.close()
-    if problem:
-        board.problem(f"{exit_reason}: {problem}")
-    if exit_reason == "interrupted" and report.env_steps == 0:
-        folder.discard()
-        board.note("interrupted before the first step; nothing was kept")
-        return result
-    folder.metrics(report.row())
-    folder.summary(summary)
-    folder.close()
-    first = report.first_time_at_stop_return
-    solved = f", {report.threshold:g} reached after {first['seconds']:.1f} s" if first else ""
-    board.note(
-        f"{exit_reason}: {report.env_steps:,} steps, {report.updates:,} updates, "
-        f"{summary['wall_seconds']:.1f} s{solved}; kept in {folder.path}"
-    )
-    if report.updates:
-        board.note(summary["bottleneck"])
-    return result

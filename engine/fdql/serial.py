@@ -14,6 +14,7 @@ from threadpoolctl import threadpool_limits
 
 from fdql.board import Board
 from fdql.config import BadValueError
+from fdql.ending import RunResult, conclude
 from fdql.proc.env_worker import EnvWorker
 from fdql.proc.evaluator import Evaluator
 from fdql.proc.inference import InferenceServer
@@ -21,7 +22,7 @@ from fdql.proc.loader import Loader
 from fdql.proc.memory import RunMemory, RunPlan
 from fdql.proc.trainer import Trainer, make_learner
 from fdql.profile import Counter
-from fdql.report import Report, RunResult, conclude
+from fdql.report import Report
 from fdql.run_folder import RunFolder
 from fdql.stop_request import StopRequest
 

@@ -1,38 +1,31 @@
-"""The supervisor: create the memory, start the processes, watch them, restart, stop in order,
-report.
+"""The supervisor: create the memory, start the processes, stop in order, report.
 
-Reads every record and event; writes the control block. It is in no one's data path: training goes
-on while it sleeps. Death is decided by the kernel (pidfd); a silent process is killed first, then
-reaped.
+Reads every record; writes the control block. It is in no one's data path: training goes on while it
+sleeps. The processes themselves are watched by its crew (crew.py).
 """
 
 from __future__ import annotations
 
 import os
-import select
 import time
-from collections import deque
 from dataclasses import replace
 
 from fdql.board import Board
-from fdql.children import Child
 from fdql.config import Config, ConfigError
+from fdql.crew import Crew
+from fdql.ending import RunResult, conclude
 from fdql.envs import describe, make_env
 from fdql.machine import allowed_cores, banner, check_memory, resolve
-from fdql.proc.child import EXIT_BAD_VALUE
-from fdql.proc.memory import FINISH, LAST, READER_EVALUATOR, STOP, RunMemory, RunPlan
+from fdql.proc.memory import FINISH, LAST, STOP, RunMemory, RunPlan
 from fdql.profile import Counter
-from fdql.report import Report, RunResult, conclude
+from fdql.report import Report
 from fdql.run_folder import RunFolder, run_dir_exists
-from fdql.shm.records import now_ns
 from fdql.step_cost import step_cost_us
 from fdql.stop_request import StopRequest
 from fdql.trace import TraceRecorder
 
-POLL_MS = 100  # longest sleep of the supervisor
 METRICS_SECONDS = 1.0  # between two rows of metrics
 QUIET_SECONDS = 5.0  # a start that takes longer is explained
-START_SECONDS = 600.0  # a process must be ready by then; the first start compiles the kernels
 LEAVE_SECONDS = 20.0  # a process told to leave is killed after this
 SAVE_SECONDS = 300.0  # the trainer writes its checkpoint when it leaves: its disk may be slow
 LAST_SECONDS = 3600.0  # the evaluator may play the last policy this long
@@ -85,26 +78,22 @@ class Supervisor:
         self.until_traced = until_traced
         traced = plan.config.trace_seconds is not None
         self.trace = TraceRecorder(self.memory, folder.path, self._say) if traced else None
-        self.plan_json = plan.to_json()
-        self.children: dict[str, Child] = {}
-        self.started: dict[str, float] = {}
-        self.deaths: dict[str, deque[float]] = {}
-        self.poll = select.poll()
-        self.leaving = self.told_compiling = False
+        self.crew = Crew(self.memory, self.report, self._end)
+        self.told_compiling = False
         self.exit_reason = ""
         self.problem: str | None = None
 
     def run(self) -> RunResult:
         """Start, watch until something ends the run, stop in order, write the summary."""
         try:
-            self._spawn("trainer")
+            self.crew.spawn("trainer")
             for w in range(self.plan.workers):
-                self._spawn(f"worker {w}")
-            self._spawn("inference")
+                self.crew.spawn(f"worker {w}")
+            self.crew.spawn("inference")
             wrote = time.monotonic()
             while not self.exit_reason:
-                self._pump()
-                self._check_silence()
+                self.crew.pump()
+                self.crew.check_silence()
                 self._check_end()
                 self._start_evaluator()
                 self._look_at_trace()
@@ -116,31 +105,13 @@ class Supervisor:
             self.report.ledger.close()
             self._leave()
         finally:
-            self._kill_all()
+            self.crew.kill_all()
         # Nothing runs any more: what tracks and counters say now is final.
         if self.trace is not None:
             self.trace.finish()
-        result = conclude(self.report, self.exit_reason, self.problem)
+        result = conclude(self.report, self.exit_reason, self.problem or self.crew.problem)
         self.memory.close()
         return result
-
-    def _spawn(self, role: str, incarnation: int = 1) -> None:
-        kind, _, index = role.partition(" ")
-        module = {"worker": "env_worker"}.get(kind, kind)
-        words = [index, str(incarnation)] if kind == "worker" else []
-        child = Child(
-            role,
-            f"fdql.proc.{module}",
-            words,
-            self.memory.segment.fd,
-            self.plan_json,
-            (self.plan.config.engine.learner_threads or 1) if kind == "trainer" else 1,
-            incarnation,
-        )
-        self.children[role] = child
-        self.started[role] = time.monotonic()
-        for fd in child.descriptors():
-            self.poll.register(fd, select.POLLIN)
 
     def _start_evaluator(self) -> None:
         """Last of all: its start must not take a core from what the first step waits for. Says why
@@ -148,101 +119,21 @@ class Supervisor:
         """
         if self.exit_reason:
             return
-        if "evaluator" not in self.started and all(c.ready for c in self.children.values()):
-            self._spawn("evaluator")
-        elif not self.told_compiling and time.monotonic() - self.started["trainer"] > QUIET_SECONDS:
+        crew = self.crew
+        if "evaluator" not in crew.started and crew.all_ready:
+            crew.spawn("evaluator")
+        elif not self.told_compiling and time.monotonic() - crew.started["trainer"] > QUIET_SECONDS:
             self.told_compiling = True
-            if "trainer" in self.children and not self.children["trainer"].ready:
+            if "trainer" in crew.children and not crew.children["trainer"].ready:
                 self.board.note("compiling the kernels; this happens once, then they are cached")
-
-    def _pump(self) -> None:
-        """Sleep until a child speaks or dies, at most POLL_MS; take in what there is."""
-        self.poll.poll(POLL_MS)
-        for role, child in list(self.children.items()):
-            gone = child.exited()  # before its pipes are read: nothing it said is missed
-            self._listen(child)
-            if gone:
-                self._forget(role, child)
-                if not self.leaving:
-                    self._died(role, child)
-                elif child.process.returncode:
-                    self._left_badly(role, child)
-
-    def _listen(self, child: Child) -> None:
-        for line in child.read_output():
-            self.folder.log(f"[{child.role}] {line}")
-        for event in child.read_events():
-            if event["event"] == "error":
-                self.folder.log(f"[{child.role}] {event['message']}")
-            self.report.event(event)
 
     def _say(self, line: str) -> None:
         self.folder.log(line)
         self.board.note(line)
 
-    def _forget(self, role: str, child: Child) -> None:
-        for fd in child.descriptors():
-            self.poll.unregister(fd)
-        child.close()
-        del self.children[role]
-
-    def _died(self, role: str, child: Child) -> None:
-        """A child ended without being told to: restart it, or end the run and say why."""
-        code, account = child.process.returncode, child.account()
-        self.folder.log(f"[{role}] ended: {account}")
-        if child.output:
-            self.board.problem("\n".join(f"[{role}] {line}" for line in child.output))
-        if role == "evaluator":
-            self.memory.clear_pin(READER_EVALUATOR)
-        engine = self.plan.config.engine
-        if code == EXIT_BAD_VALUE:
-            self._end("bad_value", f"{role}: {account}")
-        elif role in ("trainer", "inference"):
-            self._end("crash", f"the {role} process ended: {account}")
-        elif not child.ready and child.incarnation == 1:
-            self._end("crash", f"{role} could not start: {account}")
-        else:
-            deaths = self.deaths.setdefault(role, deque())
-            deaths.append(time.monotonic())
-            while deaths and deaths[0] < time.monotonic() - engine.restart_window:
-                deaths.popleft()
-            if len(deaths) > engine.restarts:
-                self._end(
-                    "crash",
-                    f"{role} ended {len(deaths)} times within {engine.restart_window:g} s (last: "
-                    f"{account}); "
-                    f"engine.restarts = {engine.restarts} is the most that is allowed",
-                )
-                return
-            self.report.restarts += 1
-            self.board.problem(
-                f"{role} ended ({account}); restart {len(deaths)} of {engine.restarts}"
-            )
-            self._spawn(role, child.incarnation + 1)
-
-    def _left_badly(self, role: str, child: Child) -> None:
-        """A child failed after it was told to leave, the trainer while saving perhaps."""
-        self.problem = self.problem or f"the {role} process failed at the end: {child.account()}"
-        self.folder.log(f"[{role}] ended: {child.account()}")
-        self.board.problem("\n".join(f"[{role}] {line}" for line in child.output))
-
-    def _check_silence(self) -> None:
-        """Kill what gave no sign of life for too long; its death is then noticed like any other."""
-        limit, roles = self.plan.config.engine.heartbeat_timeout, self.plan.roles
-        for role, child in self.children.items():
-            if child.ready:
-                age = (now_ns() - self.memory.record(roles.index(role)).heartbeat_ns) / 1e9
-                if age > limit and time.monotonic() - self.started[role] > limit:
-                    setting = f"engine.heartbeat_timeout = {limit:g}"
-                    child.error = f"no sign of life for {age:.0f} s ({setting}), killed"
-                    child.kill()
-            elif time.monotonic() - self.started[role] > START_SECONDS:
-                child.error = f"not ready {START_SECONDS:.0f} s after its start, killed"
-                child.kill()
-
     def _look_at_trace(self) -> None:
         if self.trace is not None:
-            ready = sum(child.ready for child in self.children.values())
+            ready = sum(child.ready for child in self.crew.children.values())
             self.trace.look(all_run=ready == len(self.plan.roles))
             if self.until_traced and self.trace.done:
                 self._end("traced", None)
@@ -259,37 +150,18 @@ class Supervisor:
             self._end("total_timesteps", None)
 
     def _end(self, reason: str, problem: str | None) -> None:
+        """End the run; what is said first stays."""
         if not self.exit_reason:
             self.exit_reason, self.problem = reason, problem
 
     def _leave(self) -> None:
         """Workers, inference and trainer leave (the trainer saves); then the evaluator."""
-        self.leaving = True
+        crew, stop = self.crew, self.stop
+        crew.leaving = True
         self.memory.stop(FINISH)
-        self._wait_for(
-            [r for r in self.children if r not in ("trainer", "evaluator")], LEAVE_SECONDS
-        )
-        self._wait_for(["trainer"], SAVE_SECONDS)
+        others = [r for r in crew.children if r not in ("trainer", "evaluator")]
+        crew.wait_for(others, LEAVE_SECONDS, stop)
+        crew.wait_for(["trainer"], SAVE_SECONDS, stop)
         last = self.exit_reason == "total_timesteps"
         self.memory.stop(LAST if last else STOP)
-        self._wait_for(["evaluator"], LAST_SECONDS if last else LEAVE_SECONDS)
-
-    def _wait_for(self, roles: list[str], seconds: float) -> None:
-        deadline = time.monotonic() + seconds
-        while any(r in self.children for r in roles):
-            self._pump()
-            if time.monotonic() > deadline or self.stop.impatient:
-                break
-        for role in roles:
-            if role in self.children:
-                self.folder.log(f"[{role}] did not leave in time, killed")
-                self.children[role].kill()
-
-    def _kill_all(self) -> None:
-        """Whatever happened: no child is left."""
-        for child in self.children.values():
-            child.kill()
-        for role, child in list(self.children.items()):
-            child.process.wait()
-            self._listen(child)
-            self._forget(role, child)
+        crew.wait_for(["evaluator"], LAST_SECONDS if last else LEAVE_SECONDS, stop)

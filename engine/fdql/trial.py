@@ -103,7 +103,7 @@ class TimedRun(Supervisor):
         if self.stop.requested:
             self._end("interrupted", None)
         elif self._ready is None:
-            if all(child.ready for child in self.children.values()):
+            if self.crew.all_ready:
                 self._ready = now
         elif self._first is not None:
             self._look_at_the_window(self._first, self._ready)

@@ -11,15 +11,12 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fdql.checkpoint import CheckpointError, load_tensors, save_tensors
-from fdql.envs import ActionScale, EnvSpec, make_env
-from fdql.frames import FrameStacks
+from fdql.proc.arena import Arena, Evaluation
 from fdql.proc.governor import Governor
 from fdql.proc.memory import (
     BELL_EVALUATOR,
@@ -37,127 +34,6 @@ from fdql.shm.records import now_ns
 
 SLICE_NS = 100_000_000  # longest wait between two looks at the stop word
 HEAD_START_SECONDS = 10.0  # of evaluation before eval.share counts: quick solutions show at once
-MOST_ENVS = 32  # environments that play side by side
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """Undiscounted returns and lengths of the episodes of one evaluation, in the order of their
-    seeds; beside them what the critics promised.
-
-    discounted  discounted sum of what the learner counts as reward until what it counts as the end
-    values      Q of the first observation and action, scaled reward units
-    """
-
-    returns: NDArray[np.float64]
-    lengths: NDArray[np.int64]
-    discounted: NDArray[np.float64]
-    values: NDArray[np.float32]
-
-    def q_bias(self, reward_scale: float) -> float:
-        """Mean of Q less what came of it, scaled reward units: above 0, critics promise too much.
-
-        An episode that was cut counts as if nothing had come after.
-        """
-        return float((self.values - self.discounted / reward_scale).mean())
-
-    @property
-    def mean(self) -> float:
-        """Mean return."""
-        return float(self.returns.mean())
-
-    @property
-    def std(self) -> float:
-        """Standard deviation of the returns over the episodes."""
-        return float(self.returns.std())
-
-
-class Arena:
-    """Environments for evaluation, kept between evaluations; episode i always starts from the same
-    seed. Atari games are played to their end, lost lives and all, and count their rewards as they
-    are.
-    """
-
-    def __init__(
-        self, env: EnvSpec, episodes: int, seed: int, longest: int, discount: float
-    ) -> None:
-        self.episodes, self.longest, self.discount = episodes, longest, discount
-        self.atari = env.atari
-        self.envs = [make_env(env.env) for _ in range(min(episodes, MOST_ENVS))]
-        self.lives = [0] * len(self.envs)  # left in Atari games
-        self.scale = ActionScale(env)
-        rows = np.zeros((len(self.envs), env.stack * env.obs_dim), dtype=env.rows.obs_dtype)
-        self.to_row, self.stacks = env.to_row, FrameStacks(rows, env.stack)
-        shape, dtype = ((), np.int32) if env.discrete else ((env.action_dim,), np.float32)
-        self.out = np.zeros((len(self.envs), *shape), dtype=dtype)
-        self.seeds = [int(s) for s in np.random.SeedSequence([seed, 2]).generate_state(episodes)]
-
-    def play(self, policy: Policy, goes_on: Callable[[], bool]) -> Evaluation | None:
-        """Play every episode once, greedily. None when `goes_on` says no in between."""
-        n, obs = len(self.envs), self.stacks.rows
-        returns, lengths = np.zeros(self.episodes), np.zeros(self.episodes, dtype=np.int64)
-        discounted, values = np.zeros(self.episodes), np.zeros(self.episodes, dtype=np.float32)
-        weight = np.ones(self.episodes)  # of the next reward in the discounted sum
-        episode = list(range(n))  # that each environment is playing
-        started = n
-        for i in range(n):
-            self._reset(i, i)
-        live = list(range(n))
-        while live:
-            if not goes_on():
-                return None
-            actions = self.out[: len(live)]
-            policy.greedy(obs[live], actions)
-            fresh = [k for k, i in enumerate(live) if lengths[episode[i]] == 0]
-            if fresh:
-                asked = [live[k] for k in fresh]
-                judged = policy.action_values(obs[asked], actions[fresh])
-                values[[episode[i] for i in asked]] = judged
-            for i, action in zip(list(live), self.scale(actions), strict=True):
-                step, raw, terminated, truncated, info = self.envs[i].step(action)
-                e, reward = episode[i], float(raw)
-                returns[e] += reward
-                lengths[e] += 1
-                discounted[e] += weight[e] * (float(np.sign(reward)) if self.atari else reward)
-                weight[e] *= self.discount
-                if self.atari:
-                    lives = info.get("lives", 0)
-                    if lives < self.lives[i]:
-                        weight[e] = 0.0
-                    self.lives[i] = lives
-                if not (terminated or truncated or lengths[e] >= self.longest):
-                    self.stacks.push(i, self.to_row(step))
-                elif started < self.episodes:
-                    episode[i] = started
-                    self._reset(i, started)
-                    started += 1
-                else:
-                    live.remove(i)
-        return Evaluation(returns, lengths, discounted, values)
-
-    def _reset(self, i: int, episode: int) -> None:
-        first, info = self.envs[i].reset(seed=self.seeds[episode])
-        self.lives[i] = info.get("lives", 0)
-        self.stacks.reset(i, self.to_row(first))
-
-    def close(self) -> None:
-        """Close the environments."""
-        for env in self.envs:
-            env.close()
-
-
-def play(
-    policy: Policy, env: EnvSpec, episodes: int, seed: int, longest: int = 27_000,
-    discount: float = 0.99,
-) -> Evaluation:  # fmt: skip
-    """One evaluation in environments made for it."""
-    arena = Arena(env, episodes, seed, longest, discount)
-    try:
-        result = arena.play(policy, lambda: True)
-        assert result is not None
-        return result
-    finally:
-        arena.close()
 
 
 class Evaluator:

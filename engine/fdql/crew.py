@@ -1,0 +1,173 @@
+"""The processes of a run: started, listened to, watched, restarted within a budget, and then gone.
+
+Reads the events and the output of every child and the heartbeats in their records. Death is decided
+by the kernel (pidfd), never by a timer; a silent process is killed, then reaped, only then
+replaced.
+"""
+
+from __future__ import annotations
+
+import select
+import time
+from collections import deque
+from collections.abc import Callable
+
+from fdql.children import Child
+from fdql.proc.child import EXIT_BAD_VALUE
+from fdql.proc.memory import READER_EVALUATOR, RunMemory
+from fdql.report import Report
+from fdql.shm.records import now_ns
+from fdql.stop_request import StopRequest
+
+POLL_MS = 100  # longest sleep of the supervisor
+START_SECONDS = 600.0  # a process must be ready by then; the first start compiles the kernels
+
+
+class Crew:
+    """Owned by the supervisor.
+
+    children  role -> process, of those that live or are not reaped yet
+    started   role -> when it was last started, time.monotonic; of every role that ever was
+    leaving   set once they were told to leave: then a death is no fault
+    problem   what failed while leaving, one sentence
+    end       called with (exit reason, problem) when a death ends the run
+    """
+
+    def __init__(
+        self, memory: RunMemory, report: Report, end: Callable[[str, str], None]
+    ) -> None:  # fmt: skip
+        self.plan, self.memory, self.report, self.end = memory.plan, memory, report, end
+        self.folder, self.board = report.folder, report.board
+        self.plan_json = self.plan.to_json()
+        self.children: dict[str, Child] = {}
+        self.started: dict[str, float] = {}
+        self.deaths: dict[str, deque[float]] = {}
+        self.poll = select.poll()
+        self.leaving = False
+        self.problem: str | None = None
+
+    @property
+    def all_ready(self) -> bool:
+        """Every process that was started so far has reported."""
+        return all(child.ready for child in self.children.values())
+
+    def spawn(self, role: str, incarnation: int = 1) -> None:
+        """Start the process of a role; `incarnation` counts its lives from 1."""
+        kind, _, index = role.partition(" ")
+        module = {"worker": "env_worker"}.get(kind, kind)
+        words = [index, str(incarnation)] if kind == "worker" else []
+        child = Child(
+            role,
+            f"fdql.proc.{module}",
+            words,
+            self.memory.segment.fd,
+            self.plan_json,
+            (self.plan.config.engine.learner_threads or 1) if kind == "trainer" else 1,
+            incarnation,
+        )
+        self.children[role] = child
+        self.started[role] = time.monotonic()
+        for fd in child.descriptors():
+            self.poll.register(fd, select.POLLIN)
+
+    def pump(self) -> None:
+        """Sleep until a child speaks or dies, at most POLL_MS; take in what there is."""
+        self.poll.poll(POLL_MS)
+        for role, child in list(self.children.items()):
+            gone = child.exited()  # before its pipes are read: nothing it said is missed
+            self._listen(child)
+            if gone:
+                self._forget(role, child)
+                if not self.leaving:
+                    self._died(role, child)
+                elif child.process.returncode:
+                    self._left_badly(role, child)
+
+    def _listen(self, child: Child) -> None:
+        for line in child.read_output():
+            self.folder.log(f"[{child.role}] {line}")
+        for event in child.read_events():
+            if event["event"] == "error":
+                self.folder.log(f"[{child.role}] {event['message']}")
+            self.report.event(event)
+
+    def _forget(self, role: str, child: Child) -> None:
+        for fd in child.descriptors():
+            self.poll.unregister(fd)
+        child.close()
+        del self.children[role]
+
+    def _died(self, role: str, child: Child) -> None:
+        """A child ended without being told to: restart it, or end the run and say why."""
+        code, account = child.process.returncode, child.account()
+        self.folder.log(f"[{role}] ended: {account}")
+        if child.output:
+            self.board.problem("\n".join(f"[{role}] {line}" for line in child.output))
+        if role == "evaluator":
+            self.memory.clear_pin(READER_EVALUATOR)
+        engine = self.plan.config.engine
+        if code == EXIT_BAD_VALUE:
+            self.end("bad_value", f"{role}: {account}")
+        elif role in ("trainer", "inference"):
+            self.end("crash", f"the {role} process ended: {account}")
+        elif not child.ready and child.incarnation == 1:
+            self.end("crash", f"{role} could not start: {account}")
+        else:
+            deaths = self.deaths.setdefault(role, deque())
+            deaths.append(time.monotonic())
+            while deaths and deaths[0] < time.monotonic() - engine.restart_window:
+                deaths.popleft()
+            if len(deaths) > engine.restarts:
+                self.end(
+                    "crash",
+                    f"{role} ended {len(deaths)} times within {engine.restart_window:g} s (last: "
+                    f"{account}); "
+                    f"engine.restarts = {engine.restarts} is the most that is allowed",
+                )
+                return
+            self.report.restarts += 1
+            self.board.problem(
+                f"{role} ended ({account}); restart {len(deaths)} of {engine.restarts}"
+            )
+            self.spawn(role, child.incarnation + 1)
+
+    def _left_badly(self, role: str, child: Child) -> None:
+        """A child failed after it was told to leave, the trainer while saving perhaps."""
+        self.problem = self.problem or f"the {role} process failed at the end: {child.account()}"
+        self.folder.log(f"[{role}] ended: {child.account()}")
+        self.board.problem("\n".join(f"[{role}] {line}" for line in child.output))
+
+    def check_silence(self) -> None:
+        """Kill what gave no sign of life for too long; its death is then noticed like any other."""
+        limit, roles = self.plan.config.engine.heartbeat_timeout, self.plan.roles
+        for role, child in self.children.items():
+            if child.ready:
+                age = (now_ns() - self.memory.record(roles.index(role)).heartbeat_ns) / 1e9
+                if age > limit and time.monotonic() - self.started[role] > limit:
+                    setting = f"engine.heartbeat_timeout = {limit:g}"
+                    child.error = f"no sign of life for {age:.0f} s ({setting}), killed"
+                    child.kill()
+            elif time.monotonic() - self.started[role] > START_SECONDS:
+                child.error = f"not ready {START_SECONDS:.0f} s after its start, killed"
+                child.kill()
+
+    def wait_for(self, roles: list[str], seconds: float, stop: StopRequest) -> None:
+        """Until these are gone; who still lives after `seconds`, or is asked twice, is killed."""
+        deadline = time.monotonic() + seconds
+        while any(r in self.children for r in roles):
+            self.pump()
+            if time.monotonic() > deadline or stop.impatient:
+                break
+        for role in roles:
+            if role in self.children:
+                self.folder.log(f"[{role}] did not leave in time, killed")
+                self.children[role].kill()
+
+    def kill_all(self) -> None:
+        """Whatever happened: no child is left."""
+        for child in self.children.values():
+            child.kill()
+        for role, child in list(self.children.items()):
+            child.process.wait()
+            self._listen(child)
+            self._forget(role, child)
