@@ -240,7 +240,7 @@ def test_the_evaluators_games_are_whole_and_unclipped(own_environments, tmp_path
             return np.full(len(rows), 2.0, dtype=np.float32)
 
     spec = replace(small_plan("own_envs:Lives", tmp_path).env, atari=True)
-    arena, policy = Arena(spec, 2, 0, 100, 0.5), Watching()
+    arena, policy = Arena(spec, [0, 1], 100, 0.5), Watching()
     result = arena.play(policy, lambda: True)  # type: ignore[arg-type]
     arena.close()
     assert result is not None

@@ -81,7 +81,7 @@ def test_an_evaluation_sums_rewards_as_the_learner_does(tmp_path):
             assert not rows[:, 1].any()  # the step within the episode
             return np.full(len(rows), 5.0, dtype=np.float32)
 
-    arena = Arena(small_plan("own_envs:Counting", tmp_path).env, 40, 0, 3, 0.5)
+    arena = Arena(small_plan("own_envs:Counting", tmp_path).env, list(range(40)), 3, 0.5)
     judge = Judge()
     result = arena.play(judge, lambda: True)
     arena.close()

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from fdql import evaluate, load
 from fdql.checkpoint import load_checkpoint
-from fdql.config import Config, ConfigError, SacConfig
+from fdql.config import Config, ConfigError, EvalConfig, SacConfig
+from fdql.leaderboard import read
 from fdql.supervisor import train
 from plans import small_config
 
@@ -118,6 +119,22 @@ def test_a_learner_that_does_not_learn_fails_the_same_tests(tmp_path):
         s = run(tmp_path / env, config)
         assert s["exit_reason"] == "total_timesteps"
         assert s["eval_return_mean"] < line
+
+
+def test_a_run_that_no_longer_improves_ends(own_environments, tmp_path):
+    """Every episode of Counting returns 28: the first evaluation is the best, two more are not."""
+    evaluated = EvalConfig(episodes=4, every_steps=100)
+    config = small_config("own_envs:Counting", stop_without_improvement=2, eval=evaluated)
+    s = run(tmp_path / "r", config)
+    assert (s["exit_reason"], s["problem"]) == ("no_improvement", None)
+    assert s["eval_return_interval"] == (28.0, 28.0)
+    found = [r for r in metrics(tmp_path / "r") if "eval/updates" in r]
+    assert [(r["eval/mean_reward"], r["eval/mean_ep_length"]) for r in found] == [(28.0, 7.0)] * 3
+    (best, second, third) = read(tmp_path / "r" / "best")
+    assert best.updates < second.updates < third.updates
+    again = load(tmp_path / "r", 3)
+    assert (again.facts["updates"], again.discount) == (third.updates, 0.99)
+    assert evaluate(again, "own_envs:Counting", episodes=2).mean == 28.0
 
 
 def test_an_environment_that_raises_ends_the_run_with_its_words(own_environments, tmp_path):

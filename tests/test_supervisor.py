@@ -50,7 +50,7 @@ def test_a_run_to_its_last_step(own_environments, tmp_path):
         "progress.csv",
         "log.txt",
         "policy.safetensors",
-        "best/policy.safetensors",
+        "best/leaderboard.json",
     ):
         assert (folder / name).is_file(), name
     assert json.loads((folder / "summary.json").read_text())["format"] == 2

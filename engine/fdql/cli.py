@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from fdql.config import Config, ConfigError
 from fdql.config_file import load_toml
@@ -134,8 +134,8 @@ class EvalArguments:
     """Environment, when not the one it was trained on."""
     seed: int = 0
     """Seed of the episodes' starts."""
-    which: Literal["best", "last"] = "best"
-    """The policy with the best evaluation, or the last one."""
+    which: str = "best"
+    """best: the policy with the best evaluation; last: the last one; 1 to 10: by rank."""
 
 
 def _eval(words: list[str]) -> int:
@@ -146,9 +146,11 @@ def _eval(words: list[str]) -> int:
     from fdql.play import evaluate, load
 
     result = evaluate(load(a.run, a.which), a.env, a.episodes, a.seed)
+    low_high = result.interval
+    interval = f"95 % of the mean {low_high[0]:.1f} to {low_high[1]:.1f}, " if low_high else ""
     print(
         f"{result.mean:.1f} +- {result.std:.1f} over {a.episodes} episodes "
-        f"(min {result.returns.min():.1f}, max {result.returns.max():.1f}, "
+        f"({interval}min {result.returns.min():.1f}, max {result.returns.max():.1f}, "
         f"mean length {result.lengths.mean():.0f})"
     )
     return 0

@@ -410,6 +410,10 @@ class Config:
     """Environment steps at most, rounded up to a whole group of environments."""
     stop_at_return: float | Literal["auto", "never"] = "auto"
     """Stop at the first evaluation with this mean; auto: the environment's registered threshold."""
+    stop_without_improvement: int | None = None
+    """Stop after this many evaluations in a row that are no better than the best before; None:
+    never.
+    """
     serial: bool = False
     """One process, in lockstep, bit-reproducible for a seed."""
     workers: int | None = None
@@ -468,6 +472,14 @@ class Config:
                 self.stop_at_return,
                 "must be finite, 'auto' or 'never'",
                 "auto",
+            )
+        if self.stop_without_improvement is not None:
+            _require(
+                self.stop_without_improvement >= 1,
+                "stop_without_improvement",
+                self.stop_without_improvement,
+                "must be at least 1",
+                20,
             )
         if self.workers is not None:
             _require(self.workers >= 1, "workers", self.workers, "must be at least 1", 1)

@@ -13,6 +13,7 @@ from fdql.checkpoint import CheckpointError, load_tensors
 from fdql.config import ConfigError, ExploreConfig
 from fdql.envs import ActionScale, EnvSpec, describe, is_factory, make_env
 from fdql.frames import to_rows
+from fdql.leaderboard import PLACES, read
 from fdql.proc.arena import Evaluation, play
 from fdql.sac import policy as acting
 from fdql.sac.nets import NetSpec, policy_shapes, size_of
@@ -24,12 +25,14 @@ class Policy:
 
     env     what it was trained on
     facts   what its file says: updates, env_steps, return
+    discount  that it was trained with
     network   its forward pass
     explorer  draws from the policy, for predict(deterministic=False)
     """
 
     env: EnvSpec
     facts: dict[str, Any]
+    discount: float
     network: acting.Policy
     explorer: acting.Explorer
 
@@ -81,20 +84,34 @@ class Policy:
         return obs, one
 
 
-def load(run_dir: str | Path, which: str = "best") -> Policy:
-    """Load a policy from a run folder: `best` by evaluated return, or `last`. Or from a
-    .safetensors file.
+def _file_in(run: Path, which: str | int) -> Path:
+    """The policy's file in a run folder."""
+    rank = 1 if which == "best" else 0
+    if str(which).isascii() and str(which).isdigit():
+        rank = int(which)
+    if which != "last" and not 1 <= rank <= PLACES:
+        raise ConfigError(
+            f"which = {which!r}: must be 'best', 'last' or a rank in 1..{PLACES}; 'best' works"
+        )
+    if which == "last":
+        return run / "policy.safetensors"
+    entries = read(run / "best")
+    if rank > max(1, len(entries)):
+        raise ConfigError(
+            f"which = {which!r}: {run} has kept {len(entries)} policies; {len(entries)} works"
+        )
+    # A run that ended before its first evaluation has a last policy only.
+    return run / "best" / entries[rank - 1].file if entries else run / "policy.safetensors"
+
+
+def load(run_dir: str | Path, which: str | int = "best") -> Policy:
+    """Load a policy from a run folder: `best` by evaluated return, its rank on the leaderboard, or
+    `last`. Or from a .safetensors file.
 
     Raises ConfigError when there is none, CheckpointError when the file is damaged.
     """
     path = Path(run_dir)
-    if path.is_dir():
-        files = {"best": path / "best" / "policy.safetensors", "last": path / "policy.safetensors"}
-        if which not in files:
-            raise ConfigError(f"which = {which!r}: must be 'best' or 'last'")
-        file = files[which] if files[which].exists() else files["last"]
-    else:
-        file = path
+    file = _file_in(path, which) if path.is_dir() else path
     if not file.is_file():
         raise ConfigError(
             f"run = {str(run_dir)!r}: no policy there; a run folder has {file.name} once it has "
@@ -102,10 +119,13 @@ def load(run_dir: str | Path, which: str = "best") -> Policy:
         )
     arrays, facts = load_tensors(file)
     try:
-        if facts["format"] != 2:
+        if facts["format"] != 3:
             raise CheckpointError(
-                f"{file}: format {facts['format']!r}, this version reads format 2"
+                f"{file}: format {facts['format']!r}, this version reads format 3"
             )
+        discount = facts["discount"]
+        if not isinstance(discount, float) or not 0.0 <= discount < 1.0:
+            raise CheckpointError(f"{file}: its discount is {discount!r}, not in [0, 1)")
         env = EnvSpec.from_dict(facts["env"])
         net = NetSpec(**env.net_inputs, **facts["net"])
         flat = arrays["policy"]
@@ -116,7 +136,7 @@ def load(run_dir: str | Path, which: str = "best") -> Policy:
         plain = acting.Explorer(
             net, ExploreConfig(policy_hold_longest=1), 1, np.zeros(1, dtype=np.bool_), 0
         )
-        return Policy(env, facts, acting.Policy(net, flat), plain)
+        return Policy(env, facts, discount, acting.Policy(net, flat), plain)
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{file}: not a policy of fdql ({error!r})") from None
 
@@ -124,7 +144,8 @@ def load(run_dir: str | Path, which: str = "best") -> Policy:
 def evaluate(
     policy: Policy, env: str | None = None, episodes: int = 20, seed: int = 0
 ) -> Evaluation:
-    """Play `episodes` greedy episodes, in `env` or in the one it was trained on.
+    """Play `episodes` greedy episodes, in `env` or in the one it was trained on, from other starts
+    than those that chose the best policy.
 
     Raises ConfigError when the spaces of `env` are not those of the policy, and when the policy's
     file names a module:factory and `env` does not repeat it: a file never decides what code runs.
@@ -145,4 +166,4 @@ def evaluate(
             f"env = {name!r}: its spaces are not those of {policy.env.env!r}, which the policy "
             "was trained on"
         )
-    return play(policy.network, spec, episodes, seed)
+    return play(policy.network, spec, episodes, seed, policy.discount)

@@ -80,6 +80,7 @@ class Report:
         self.lengths: deque[int] = deque(maxlen=EPISODES_AVERAGED)
         self.learner: dict[str, float] = {}
         self.evaluation: dict[str, Any] = {}
+        self.unimproved = 0  # evaluations since the best one
         self.first_time_at_stop_return: dict[str, Any] | None = None
         self._last = (self.elapsed(), 0, 0)
         self._speed = (0.0, 0.0)
@@ -111,9 +112,13 @@ class Report:
         elif kind == "evaluation":
             self.evaluation = {k: v for k, v in event.items() if k != "event"}
             self._evaluated()
+        elif kind == "warning":
+            self.folder.log(event["message"])
+            self.board.note(event["message"])
 
     def _evaluated(self) -> None:
         e = self.evaluation
+        self.unimproved = 0 if e["rank"] == 1 else self.unimproved + 1
         solved = self.threshold is not None and e["mean"] >= self.threshold
         if solved and self.first_time_at_stop_return is None:
             self.first_time_at_stop_return = {
@@ -130,9 +135,14 @@ class Report:
         )
 
     @property
-    def solved(self) -> bool:
-        """True once an evaluation reached the return at which to stop."""
-        return self.first_time_at_stop_return is not None
+    def verdict(self) -> str | None:
+        """Why the evaluations end the run: `solved` once one reached the return at which to stop,
+        `no_improvement`; None while they do not.
+        """
+        if self.first_time_at_stop_return is not None:
+            return "solved"
+        allowed = self.plan.config.stop_without_improvement
+        return "no_improvement" if allowed and self.unimproved >= allowed else None
 
     def row(self, *, evaluated: bool = False) -> dict[str, Any]:
         """One row of metrics, from the counters as they stand. `evaluated`: an evaluation just
@@ -166,6 +176,9 @@ class Report:
                 self.evaluation["mean"],
                 self.evaluation["std"],
             )
+            row["eval/mean_ep_length"] = self.evaluation["length"]
+            if interval := self.evaluation["interval"]:
+                row["eval/interval_low"], row["eval/interval_high"] = interval
             row["eval/q_bias"] = self.evaluation["q_bias"]
             if evaluated:
                 row["eval/updates"], row["eval/env_steps"] = (
@@ -226,6 +239,7 @@ class Report:
             "samples_per_insert_actual": self.governor.actual(self.env_steps, self.updates),
             "eval_return_mean": e.get("mean"),
             "eval_return_std": e.get("std"),
+            "eval_return_interval": e.get("interval"),
             "eval_episodes": e.get("episodes"),
             "stop_return": self.threshold,
             "first_time_at_stop_return": self.first_time_at_stop_return,

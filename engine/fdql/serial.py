@@ -93,8 +93,8 @@ def _lockstep(plan: RunPlan, memory: RunMemory, report: Report, stop: StopReques
             report.write()
         if stop.requested:
             reason = "interrupted"
-        elif report.solved:
-            reason = "solved"
+        elif report.verdict:
+            reason = report.verdict
         elif finished:
             reason = "total_timesteps"
     report.ledger.close()

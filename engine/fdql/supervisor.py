@@ -142,8 +142,8 @@ class Supervisor:
         report = self.report
         if self.stop.requested:
             self._end("interrupted", None)
-        elif report.solved:
-            self._end("solved", None)
+        elif report.verdict:
+            self._end(report.verdict, None)
         elif report.governor.complete(
             report.env_steps, report.updates, report.trainer.get(Counter.REPLAY)
         ):

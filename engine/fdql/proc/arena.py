@@ -13,9 +13,13 @@ from numpy.typing import NDArray
 
 from fdql.envs import ActionScale, EnvSpec, make_env
 from fdql.frames import FrameStacks
+from fdql.interval import interval_95
 from fdql.sac.policy import Policy
 
 MOST_ENVS = 32  # environments that play side by side
+# Streams of start seeds beside training's: of the evaluations that choose a run's best policy, and
+# of those that judge it afterwards, which would be flattered by the starts it was chosen on.
+WHILE_TRAINING, AFTERWARDS = 2, 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,26 +53,32 @@ class Evaluation:
         """Standard deviation of the returns over the episodes."""
         return float(self.returns.std())
 
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """95 % interval of the mean, None for a single episode."""
+        return interval_95(self.returns.tolist())
+
+
+def start_seeds(seed: int, stream: int, episodes: int) -> list[int]:
+    """Seeds of the episodes' starts; the i-th is the same for any number of episodes."""
+    return [int(s) for s in np.random.SeedSequence([seed, stream]).generate_state(episodes)]
+
 
 class Arena:
-    """Environments for evaluation, kept between evaluations; episode i always starts from the same
-    seed. Atari games are played to their end, lost lives and all, and count their rewards as they
-    are.
+    """Environments for evaluation, kept between evaluations; episode i always starts from seeds[i].
+    Atari games are played to their end, lost lives and all, and count their rewards as they are.
     """
 
-    def __init__(
-        self, env: EnvSpec, episodes: int, seed: int, longest: int, discount: float
-    ) -> None:
-        self.episodes, self.longest, self.discount = episodes, longest, discount
-        self.atari = env.atari
-        self.envs = [make_env(env.env) for _ in range(min(episodes, MOST_ENVS))]
+    def __init__(self, env: EnvSpec, seeds: list[int], longest: int, discount: float) -> None:
+        self.episodes, self.longest, self.discount = len(seeds), longest, discount
+        self.seeds, self.atari = seeds, env.atari
+        self.envs = [make_env(env.env) for _ in range(min(len(seeds), MOST_ENVS))]
         self.lives = [0] * len(self.envs)  # left in Atari games
         self.scale = ActionScale(env)
         rows = np.zeros((len(self.envs), env.stack * env.obs_dim), dtype=env.rows.obs_dtype)
         self.to_row, self.stacks = env.to_row, FrameStacks(rows, env.stack)
         shape, dtype = ((), np.int32) if env.discrete else ((env.action_dim,), np.float32)
         self.out = np.zeros((len(self.envs), *shape), dtype=dtype)
-        self.seeds = [int(s) for s in np.random.SeedSequence([seed, 2]).generate_state(episodes)]
 
     def play(self, policy: Policy, goes_on: Callable[[], bool]) -> Evaluation | None:
         """Play every episode once, greedily. None when `goes_on` says no in between."""
@@ -125,11 +135,11 @@ class Arena:
 
 
 def play(
-    policy: Policy, env: EnvSpec, episodes: int, seed: int, longest: int = 27_000,
-    discount: float = 0.99,
+    policy: Policy, env: EnvSpec, episodes: int, seed: int, discount: float,
+    longest: int = 27_000,
 ) -> Evaluation:  # fmt: skip
-    """One evaluation in environments made for it."""
-    arena = Arena(env, episodes, seed, longest, discount)
+    """One evaluation of a finished policy, in environments made for it."""
+    arena = Arena(env, start_seeds(seed, AFTERWARDS, episodes), longest, discount)
     try:
         result = arena.play(policy, lambda: True)
         assert result is not None

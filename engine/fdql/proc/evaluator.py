@@ -1,8 +1,8 @@
 """Greedy episodes on one published policy, in environments of its own; training never waits for it.
 
-Reads the published policies; writes its record and best/policy.safetensors. Every evaluation plays
+Reads the published policies; writes its record and the leaderboard in best/. Every evaluation plays
 the same number of episodes from the same start seeds with one policy version, whatever is published
-meanwhile.
+meanwhile. The seeds are neither those of training nor those of a later `fdql eval`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from fdql.checkpoint import CheckpointError, load_tensors, save_tensors
-from fdql.proc.arena import Arena, Evaluation
+from fdql.leaderboard import Entry, Leaderboard
+from fdql.proc.arena import WHILE_TRAINING, Arena, Evaluation, start_seeds
 from fdql.proc.governor import Governor
 from fdql.proc.memory import (
     BELL_EVALUATOR,
@@ -48,27 +49,14 @@ class Evaluator:
         self.weights = memory.weights_reader(READER_EVALUATOR)
         self.policy = Policy(plan.net, np.zeros(plan.policy_size, dtype=np.float32))
         episodes = config.eval.episodes or plan.env.eval_episodes
-        self.arena = Arena(
-            plan.env, episodes, config.seed, config.eval.longest_episode, config.sac.discount
-        )
+        seeds = start_seeds(config.seed, WHILE_TRAINING, episodes)
+        self.arena = Arena(plan.env, seeds, config.eval.longest_episode, config.sac.discount)
         governor = Governor(config)
         self.first_version = 1 if governor.free else governor.due(config.explore.warmup_steps)
         self.version = 0  # evaluated last
         self.next_steps = 0  # inserted steps at which the next evaluation may start
-        self.best = self._best_kept()
-
-    def _best_kept(self) -> float:
-        """Return of the best policy in the run folder: an evaluator that was restarted goes on from
-        there.
-        """
-        try:
-            return float(
-                load_tensors(Path(self.plan.run_dir) / "best" / "policy.safetensors")[1][
-                    "eval_return_mean"
-                ]
-            )
-        except CheckpointError:
-            return -np.inf
+        # An evaluator that was restarted goes on from what its predecessor kept.
+        self.leaderboard = Leaderboard(Path(plan.run_dir) / "best")
 
     def due(self) -> bool:
         """A policy not yet evaluated, past the warm-up's updates, and enough steps lie between."""
@@ -88,7 +76,7 @@ class Evaluator:
         return asked
 
     def evaluate(self, goes_on: Callable[[], bool]) -> Evaluation | None:
-        """Evaluate the newest policy and report it; keep it in best/ when it is the best so far."""
+        """Evaluate the newest policy and report it; keep it when it is among the best."""
         self.version, data = self.weights.acquire()
         flat = np.frombuffer(data, dtype=np.float32)[: self.plan.policy_size].copy()
         del data
@@ -104,20 +92,15 @@ class Evaluator:
         if result is None:
             return None
         self.record.add(Counter.EVALUATIONS, 1)
-        if result.mean > self.best:
-            self.best = result.mean
-            facts = self.plan.policy_facts() | {
-                "updates": updates,
-                "env_steps": steps,
-                "eval_return_mean": result.mean,
-            }
-            folder = Path(self.plan.run_dir) / "best"
-            folder.mkdir(exist_ok=True)
-            save_tensors(folder / "policy.safetensors", {"policy": flat}, facts)
+        rank = self.leaderboard.rank(result.mean)
+        if rank is not None:
+            self._keep(flat, result, updates, steps)
         self.send(
             "evaluation",
             mean=result.mean,
             std=result.std,
+            interval=result.interval,
+            rank=rank,
             episodes=len(result.returns),
             length=float(result.lengths.mean()),
             q_bias=result.q_bias(self.policy.reward_scale),
@@ -126,6 +109,19 @@ class Evaluator:
             seconds=time.monotonic() - t0,
         )
         return result
+
+    def _keep(
+        self, flat: NDArray[np.float32], result: Evaluation, updates: int, steps: int
+    ) -> None:
+        """Put a policy on the leaderboard. A disk that is full costs this policy, not the run."""
+        low, high = result.interval or (None, None)
+        episodes = len(result.returns)
+        entry = Entry(updates, steps, result.mean, result.std, low, high, episodes)
+        facts = {"updates": updates, "env_steps": steps, "eval_return_mean": result.mean}
+        try:
+            self.leaderboard.offer(entry, {"policy": flat}, self.plan.policy_facts() | facts)
+        except OSError as error:
+            self.send("warning", message=f"the policy of update {updates} was not kept: {error}")
 
 
 def evaluator_main(memory: RunMemory, events: Events) -> int:

@@ -159,7 +159,7 @@ class RunPlan:
             "bins": sac.bins,
             "v_max": sac.v_max,
         }
-        return {"format": 2, "env": self.env.to_dict(), "net": shape}
+        return {"format": 3, "env": self.env.to_dict(), "net": shape, "discount": sac.discount}
 
 
 class RunMemory:
