@@ -1,0 +1,40 @@
+"""`fdql eval`: greedy episodes with a trained policy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalArguments:
+    """Play greedy episodes with a trained policy."""
+
+    run: str
+    """Run folder, or a policy.safetensors file."""
+    episodes: int = 20
+    """Number of episodes."""
+    env: str | None = None
+    """Environment, when not the one it was trained on."""
+    seed: int = 0
+    """Seed of the episodes' starts."""
+    which: str = "best"
+    """best: the policy with the best evaluation; last: the last one; 1 to 10: by rank."""
+
+
+def run(words: list[str]) -> int:
+    """Play the episodes and print what they returned."""
+    import tyro
+
+    positional = (tyro.conf.PositionalRequiredArgs,)
+    a = tyro.cli(EvalArguments, args=words, prog="fdql eval", config=positional)
+    from fdql.play import evaluate, load
+
+    result = evaluate(load(a.run, a.which), a.env, a.episodes, a.seed)
+    low_high = result.interval
+    interval = f"95 % of the mean {low_high[0]:.1f} to {low_high[1]:.1f}, " if low_high else ""
+    print(
+        f"{result.mean:.1f} +- {result.std:.1f} over {a.episodes} episodes "
+        f"({interval}min {result.returns.min():.1f}, max {result.returns.max():.1f}, "
+        f"mean length {result.lengths.mean():.0f})"
+    )
+    return 0

@@ -1,0 +1,42 @@
+"""Settings from the words of a command: --config FILE first, then the flags, which beat it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+from fdql.config import Config, ConfigError
+from fdql.config_file import load_toml
+
+Settings = TypeVar("Settings", bound=Config)
+
+
+def take(words: list[str], name: str, what: str, works: str) -> str | None:
+    """Remove `--name VALUE` from `words`. Returns the value, None when it does not stand there."""
+    for i, word in enumerate(words):
+        if word == f"--{name}" or word.startswith(f"--{name}="):
+            value = word.partition("=")[2] if "=" in word else "".join(words[i + 1 : i + 2])
+            if not value:
+                raise ConfigError(f"{name}: {what} must follow; --{name} {works} works")
+            del words[i : i + (1 if "=" in word else 2)]
+            return value
+    return None
+
+
+def take_config_file(words: list[str]) -> Config:
+    """Remove --config FILE from `words` and read it; the flags that stay beat the file."""
+    name = take(words, "config", "a TOML file", "my.toml")
+    return load_toml(Path(name)) if name else Config()
+
+
+def parse(words: list[str], default: Settings, verb: str, description: str) -> Settings:
+    """The settings: `default`, and over it the flags in `words`."""
+    import tyro
+
+    # Here and not in config.py, which processes import that have no use for tyro.
+    flag = tyro.conf.arg(name="trace", metavar="SECONDS")
+    Config.__annotations__["trace_seconds"] = Annotated[float | None, flag]
+    return tyro.cli(
+        type(default), args=words, default=default, prog=f"fdql {verb}",
+        description=f"{description} --config FILE reads settings from TOML; flags beat the file.",
+    )  # fmt: skip
