@@ -39,6 +39,9 @@ else:
         flags += [f"-fsanitize={sanitizer}", "-g", "-O1", "-fno-omit-frame-pointer"]
         link.append(f"-fsanitize={sanitizer}")
 macros = [("FDQL_KILL_POINTS", "1")] if os.environ.get("FDQL_KILL_POINTS") else []
+noted = " ".join([*flags, *(f"-D{name}" for name, _ in macros)])  # for fdql doctor
+if sys.platform != "win32":
+    macros.append(("FDQL_FLAGS", f'"{noted}"'))
 
 extensions = [
     Extension(

@@ -33,6 +33,9 @@ cdef extern from *:
         FDQL_FIELD(SectionEntry, offset, 8), FDQL_FIELD(SectionEntry, nbytes, 16),
     };
     constexpr uint64_t segment_magic = 0x6664716c5f736567;  // "fdql_seg"
+    #ifndef FDQL_FLAGS
+    #define FDQL_FLAGS "flags that nobody noted"
+    #endif
     """
     cdef cppclass SegmentHeader nogil:
         atomic_u64 magic
@@ -43,6 +46,7 @@ cdef extern from *:
         uint64_t offset, nbytes
     const Field segment_fields[9]
     const uint64_t segment_magic
+    const char* FDQL_FLAGS
 
 OFFSETS = offsets_of(segment_fields, 9)
 ABI = 1
@@ -52,6 +56,11 @@ _LESS = "fewer workers, smaller rings or a shorter trace need less"
 
 class SegmentError(RuntimeError):
     """The memory is not what this process expects: another version, another layout, cut short."""
+
+
+def build_flags():
+    """The compiler flags that this extension was built with."""
+    return FDQL_FLAGS.decode()
 
 
 def _mib(nbytes):

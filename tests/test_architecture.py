@@ -73,7 +73,7 @@ def test_every_flag_in_the_documents_exists():
     from fdql.config import Config
 
     known = {"help", "config", "version", "episodes", "which", "env", "seed", "benchmark-disable"}
-    known |= {"trace", "seconds", "out", "force"}
+    known |= {"trace", "seconds", "out", "force", "json"}
     hints = get_type_hints(Config)
     for f in fields(Config):
         hint = hints[f.name]

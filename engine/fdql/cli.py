@@ -16,6 +16,7 @@ VERBS = {
     "eval": "fdql eval RUN [--episodes N] [...]         play greedy episodes with a trained policy",
     "trace": "fdql trace [--seconds N] [--env ID] [...]  train long enough to record a timeline",
     "autotune": "fdql autotune [--env ID] [--out FILE]      find the engine settings faster here",
+    "doctor": "fdql doctor [--json]                       what this machine and installation lack",
 }
 _LINES = "\n       ".join(VERBS.values())
 USAGE = f"""usage: {_LINES}

@@ -15,6 +15,9 @@ ABI: int
 PAGE: int
 OFFSETS: dict[str, dict[str, tuple[int, int]]]
 
+def build_flags() -> str:
+    """The compiler flags that this extension was built with."""
+
 class SegmentError(RuntimeError):
     """The memory is not what this process expects: another version, another layout, cut short."""
 
