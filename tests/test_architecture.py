@@ -73,7 +73,7 @@ def test_every_flag_in_the_documents_exists():
     from fdql.config import Config
 
     known = {"help", "config", "version", "episodes", "which", "env", "seed", "benchmark-disable"}
-    known |= {"trace", "seconds", "out", "force", "json"}
+    known |= {"trace", "seconds", "out", "force", "json", "print-config"}
     hints = get_type_hints(Config)
     for f in fields(Config):
         hint = hints[f.name]
@@ -84,3 +84,10 @@ def test_every_flag_in_the_documents_exists():
             if "main.py" in line or "fdql " in line:
                 for flag in re.findall(r"(?<![\w-])--([a-z][\w.-]*)", line):
                     assert flag in known, f"{document}: --{flag} in {line!r}"
+
+
+def test_every_setting_has_its_line_in_the_documents():
+    from fdql.settings import to_markdown  # KeyError: a setting without unit and source
+
+    told = "python -m fdql.settings > docs/settings.md"
+    assert (ROOT / "docs" / "settings.md").read_text() == to_markdown(), told

@@ -58,6 +58,8 @@ def test_train_help_lists_every_setting(capsys):
     [
         (["fly"], 2, "no verb 'fly'"),
         (["--no-such-flag", "1"], 2, "no-such-flag"),
+        (["--workres", "1"], 2, "--workers"),
+        (["--sac.discout", "0.9"], 2, "--sac.discount"),
         (["--seed", "minus"], 2, "seed"),
         (["--seed", "-1"], 2, "seed = -1"),
         (["--workers", "100000"], 2, "at most 16 per core"),
@@ -114,3 +116,15 @@ def test_flags_beat_the_file(tmp_path: Path, monkeypatch):
     assert main([f"--config={tmp_path / 'c.toml'}", "--sac.discount", "0.8"]) == 0
     assert (seen[0].seed, seen[0].ratio, seen[0].sac.discount) == (5, 8.0, 0.9)
     assert (seen[1].seed, seen[1].ratio, seen[1].sac.discount) == (3, 8.0, 0.8)
+
+
+def test_print_config_prints_what_a_run_would_take_and_trains_nothing(tmp_path: Path, capsys):
+    (tmp_path / "c.toml").write_text("seed = 3\n")
+    words = ["--config", str(tmp_path / "c.toml"), "--print-config", "--sac.discount", "0.5"]
+    assert main(words) == 0
+    (tmp_path / "d.toml").write_text(capsys.readouterr().out)
+    from fdql.config_file import load_toml
+
+    config = load_toml(tmp_path / "d.toml")
+    assert (config.seed, config.sac.discount) == (3, 0.5)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["c.toml", "d.toml"]

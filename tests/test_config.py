@@ -10,6 +10,7 @@ import tomli_w
 from fdql.config import Config, ConfigError, EngineConfig, EvalConfig, ReplayConfig, SacConfig
 from fdql.config_file import from_dict, load_toml, to_dict
 from fdql.machine import allowed_cores, resolve
+from fdql.settings import settings, to_toml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -29,6 +30,34 @@ def test_toml_round_trip(seed, ratio, stop, tau, capacity):
     import tomllib
 
     assert from_dict(tomllib.loads(tomli_w.dumps(to_dict(config)))) == config
+
+
+@given(
+    seed=st.integers(0, 2**63 - 1),
+    env=st.text(min_size=1).filter(str.strip),
+    workers=st.one_of(st.none(), st.integers(1, 64)),
+    ratio=st.one_of(st.just("free"), st.none(), st.floats(0.01, 4096)),
+    tau=st.floats(1e-6, 1.0),
+)
+def test_the_printed_config_is_read_back_as_it_was(seed, env, workers, ratio, tau):
+    import tomllib
+
+    config = Config(
+        seed=seed, env=env, workers=workers, ratio=ratio, sac=SacConfig(target_rate=tau)
+    )
+    assert from_dict(tomllib.loads(to_toml(config))) == config
+
+
+def test_the_printed_config_tells_of_every_key_what_it_is():
+    text = to_toml(Config(seed=7))
+    for setting in settings():
+        name = setting.key.rpartition(".")[2]
+        assert f"\n{name} = " in text or f"\n# {name} =\n" in text
+        assert setting.text
+        assert setting.unit
+        assert setting.source
+    assert "seed = 7\n" in text
+    assert "# Discount per environment step, gamma.\n# number; unit: per environment step" in text
 
 
 @pytest.mark.parametrize(
