@@ -3,8 +3,9 @@
     pytest bench/bench_update.py --benchmark-group-by=group
     python bench/bench_update.py            # in turns, with one and with two threads
 
-Batch 256, width 128, 101 bins: the defaults. The shapes are CartPole's (4 observations, 2 actions),
-HalfCheetah's (26, 6 components) and an Atari game's (four 84 x 84 frames, 6 actions; torch only).
+Batch 256, width 128, 101 bins: the defaults; "tqc" has 25 quantiles instead (sac.head). The shapes
+are CartPole's (4 observations, 2 actions), HalfCheetah's (26, 6 components) and an Atari game's
+(four 84 x 84 frames, 6 actions; torch only).
 Share = multiply-adds that one update needs, times updates per second, over the best sgemm rate of
 the same run: the rest is what is not a matrix product; bfloat16 products may exceed 1.
 For pytest set OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 to compare one thread with one thread.
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -32,6 +34,7 @@ SPECS = {
     "continuous 26 -> 6": NetSpec(obs_dim=26, action_dim=6, discrete=False),
 }
 PIXELS = NetSpec(obs_dim=4 * 84 * 84, action_dim=6, discrete=True, image=(4, 84, 84))
+TQC = SacConfig(head="tqc")
 Learner = CompiledLearner | TorchLearner
 
 
@@ -109,10 +112,11 @@ def check(learner: Learner, updates: int) -> None:
 
 @pytest.mark.parametrize("make", [CompiledLearner, TorchLearner])
 @pytest.mark.parametrize("name", SPECS)
-def test_update(benchmark, make, name):
-    spec = SPECS[name]
+@pytest.mark.parametrize("config", [SacConfig(), TQC], ids=lambda c: c.head)
+def test_update(benchmark, make, name, config):
+    spec = replace(SPECS[name], **config.net_shape)
     torch.set_num_threads(1)
-    learner, data = make(spec, SacConfig(), 0.4, 0), batches(spec)
+    learner, data = make(spec, config, 0.4, 0), batches(spec)
     rate = sgemm_rate()
     for _ in range(4):  # compile outside the timed region
         learner.update(*data[0])
@@ -166,6 +170,9 @@ def contestants(spec: NetSpec) -> dict[str, tuple[Learner, int]]:
         made[f"compiled, {threads} thread(s)"] = (
             CompiledLearner(spec, SacConfig(), 0.4, 0, threads=threads), threads,
         )  # fmt: skip
+        made[f"compiled tqc, {threads} thread(s)"] = (
+            CompiledLearner(replace(spec, **TQC.net_shape), TQC, 0.4, 0, threads=threads), threads,
+        )  # fmt: skip
         made[f"torch, {threads} thread(s)"] = TorchLearner(spec, SacConfig(), 0.4, 0), threads
     return made
 
@@ -199,7 +206,9 @@ def main(rounds: int = 30, each: int = 8) -> None:
                 "ratio of medians to torch (float32), 1 thread": round(
                     float(np.median(mine) / np.median(rates[base])), 2
                 ),
-                "share of sgemm, one core": round(max(mine) * multiply_adds(spec) / max(sgemm), 3),
+                "share of sgemm, one core": round(
+                    max(mine) * multiply_adds(learners[who][0].spec) / max(sgemm), 3
+                ),
             }  # fmt: skip
             print("  ", row)
             rows.append(row)

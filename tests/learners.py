@@ -11,12 +11,14 @@ LEARNERS = [TorchLearner, CompiledLearner]
 every_learner = pytest.mark.parametrize("make", LEARNERS)
 both_actions = pytest.mark.parametrize("discrete", [True, False], ids=["discrete", "continuous"])
 
-TINY = {"critic_width": 8, "actor_width": 8, "bins": 11}
+every_head = pytest.mark.parametrize("head", ["hl_gauss", "tqc"])
+
+TINY = {"critic_width": 8, "actor_width": 8, "bins": 11, "quantiles": 11}
 
 
 def tiny(discrete, **settings):
-    config = SacConfig(**TINY, **settings)
-    return NetSpec(obs_dim=3, action_dim=2, discrete=discrete, **TINY), config
+    config = SacConfig(**TINY | settings)
+    return NetSpec(obs_dim=3, action_dim=2, discrete=discrete, **config.net_shape), config
 
 
 def batch(spec, seed=0, size=6):

@@ -56,25 +56,49 @@ class NaiveLearner:
         self.ln_temperature, self.exponent = ln_temperature, exponent
         self.m = self.v = 0.0
         self.updates = 0
+        self.tqc = c.head == "tqc"
+        self.count = c.quantiles if self.tqc else c.bins
         self.centres = np.linspace(-c.v_max, c.v_max, c.bins)
 
     def logits(self, params, x):
         out = np.stack([net(part(params, "critic", i), x) for i in (0, 1)])
-        return out.reshape(2, len(x), self.actions, self.c.bins) if self.discrete else out
+        return out.reshape(2, len(x), self.actions, self.count) if self.discrete else out
 
     def q(self, logits):
-        return softmax(logits) @ self.centres
+        return logits.mean(-1) if self.tqc else softmax(logits) @ self.centres
 
     def actor(self, params, x):
         out = net(part(params, "actor"), x)
         mean, raw = out[:, : self.actions], out[:, self.actions :]
         return mean, -10 + 6 * (1 + np.tanh(raw))
 
+    def quantile_loss(self, quantiles, z):
+        """mean_i sum_j mean_m, summed over critics; quantiles (2, B, K), z (B, M)."""
+        edge, count = self.c.quantile_huber, quantiles.shape[-1]
+        levels = np.array([(j + 0.5) / count for j in range(count)])[:, None]
+        total = 0.0
+        for critic in quantiles:
+            for row, goals in zip(critic, z, strict=True):
+                error = goals[None, :] - row[:, None]
+                size = np.abs(error)
+                huber = np.where(size <= edge, size**2 / 2, edge * (size - edge / 2))
+                side = np.where(error < 0, 1 - levels, levels)
+                total += (side * huber / edge).mean(1).sum() / len(z)
+        return total
+
+    def truncated(self, slow, pi):
+        """(B, M) from slow (2, B, A, K) and pi (B, A)."""
+        kept = 2 * (self.count - self.c.quantiles_dropped)
+        lowest = np.sort(np.concatenate([slow[0], slow[1]], -1), -1)[..., :kept]
+        return (pi[..., None] * lowest).sum(1)
+
     def critic_loss(self, params, x, action, p):
         if self.discrete:
             l = self.logits(params, x)[:, np.arange(len(x)), action]  # noqa: E741
         else:
             l = self.logits(params, np.hstack([x, action]))  # noqa: E741
+        if self.tqc:
+            return self.quantile_loss(l, p)
         return -(p * np.log(softmax(l))).sum(-1).mean(1).sum()
 
     def actor_terms(self, params, x, noise):
@@ -137,16 +161,26 @@ class NaiveLearner:
         if self.discrete:
             online = self.q(self.logits(self.p, nx)).mean(0)
             pi = softmax(online / temperature)
-            v = (pi * self.pessimistic(self.q(self.logits(self.target, nx)))).sum(1)
+            slow = self.logits(self.target, nx)
+            surprise = -(pi * np.log(pi)).sum(1)
             if k % 10 == 0:
                 weight = 1.0 if k <= 50 else 0.1
                 self.ln_temperature += weight * (self.root(online) - self.ln_temperature)
         else:
-            m, ln_std = self.actor(self.p, nx)
-            next_action = np.tanh(m + np.exp(ln_std) * draw())
-            v = self.pessimistic(self.q(self.logits(self.target, np.hstack([nx, next_action]))))
-        y = np.clip(reward / float(reward_scale[0]) + discount * v, -c.v_max, c.v_max)
-        p = hl_gauss(y, c.bins, c.v_max, c.sigma_bins)
+            pi = np.ones((len(nx), 1))
+            next_action, ln_density = self.actor_terms(self.p, nx, draw())
+            slow = self.logits(self.target, np.hstack([nx, next_action]))[:, :, None]
+            surprise = -ln_density
+        bonus = c.entropy_backup * temperature * surprise
+        scaled = reward / float(reward_scale[0])
+        if self.tqc:
+            p = self.truncated(slow, pi) + bonus[:, None]
+            p = scaled[:, None] + discount[:, None] * p
+            y, unit = p.mean(1), c.quantile_huber
+        else:
+            v = (pi * self.pessimistic(self.q(slow))).sum(1) + bonus
+            y, unit = np.clip(scaled + discount * v, -c.v_max, c.v_max), 2 * c.v_max / (c.bins - 1)
+            p = hl_gauss(y, c.bins, c.v_max, c.sigma_bins)
         if self.discrete:
             q = self.q(self.logits(self.p, x)).mean(0)[np.arange(len(x)), action]
         else:
@@ -166,4 +200,4 @@ class NaiveLearner:
         for n, t in self.target.items():
             t += c.target_rate * (self.p[n] - t)
         self.updates += 1
-        return np.maximum(np.abs(y - q) / (2 * c.v_max / (c.bins - 1)), 1) ** self.exponent
+        return np.maximum(np.abs(y - q) / unit, 1) ** self.exponent

@@ -100,10 +100,10 @@ def test_boltzmann():
     q = f64([1.0, 0.0])
     ln_policy = heads.boltzmann_policy(q, 1.0)
     assert ln_policy.exp()[0].tolist() == pytest.approx([0.7311, 0.2689], abs=1e-4)
-    assert heads.mean_entropy(ln_policy).item() == pytest.approx(0.5822, abs=1e-4)
-    assert heads.boltzmann_value(ln_policy, q).item() == pytest.approx(0.7311, abs=1e-4)
+    assert heads.policy_entropy(ln_policy).item() == pytest.approx(0.5822, abs=1e-4)
+    assert heads.policy_mean(ln_policy.exp(), q).item() == pytest.approx(0.7311, abs=1e-4)
     # with the entropy it would be ln(e + 1) = 1.3133
-    soft = heads.boltzmann_value(ln_policy, q) + heads.mean_entropy(ln_policy)
+    soft = heads.policy_mean(ln_policy.exp(), q) + heads.policy_entropy(ln_policy)
     assert soft.item() == pytest.approx(1.3133, abs=1e-4)
 
 
@@ -129,7 +129,9 @@ def test_temperature_root_is_monotone(values, share):
     goals = [share * math.log(3) * k / 4 for k in range(1, 5)]
     roots = [heads.temperature_root(q, goal, 1e-5) for goal in goals]
     assert roots == sorted(roots)
-    grid = [heads.mean_entropy(heads.boltzmann_policy(q, t)).item() for t in (0.01, 0.1, 1.0)]
+    grid = [
+        heads.policy_entropy(heads.boltzmann_policy(q, t)).mean().item() for t in (0.01, 0.1, 1.0)
+    ]
     assert grid[0] <= grid[1] + 1e-12 <= grid[2] + 2e-12
 
 

@@ -36,11 +36,11 @@ def test_values_of_continuous_actions_are_those_that_learning_sees():
     spec, flat, b = policy_of(False)
     import torch
     from fdql.sac import heads
-    from fdql.sac.forward import critic_logits
+    from fdql.sac.forward import critic_outputs
 
     named = {k: torch.from_numpy(v) for k, v in views(flat, policy_shapes(spec)).items()}
     x = heads.normalised_obs(torch.from_numpy(b[0]), named["obs_mean"], named["obs_scale"])
-    logits = critic_logits(named, torch.cat([x, torch.from_numpy(b[1])], 1))
+    logits = critic_outputs(named, torch.cat([x, torch.from_numpy(b[1])], 1))
     q = heads.expected_value(logits, heads.bin_centres(spec.bins, spec.v_max)).mean(0).numpy()
     np.testing.assert_allclose(Policy(spec, flat).action_values(b[0], b[1]), q, atol=1e-5)
 

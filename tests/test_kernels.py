@@ -10,16 +10,18 @@ import pytest
 import torch
 from fdql.config import SacConfig
 from fdql.sac import jit
+from fdql.sac import kernels_gauss as gauss
 from fdql.sac import kernels_heads as heads
 from fdql.sac import kernels_math as elementary
 from fdql.sac.kernels import CompiledLearner
 from fdql.sac.kernels_backward import backward, backward_input
-from fdql.sac.kernels_critic import Rates, priorities
+from fdql.sac.kernels_critic import Rates
 from fdql.sac.kernels_dense import Hidden, forward, net_at
 from fdql.sac.kernels_discrete import sort_by_action
+from fdql.sac.kernels_targets import priorities
 from fdql.sac.nets import NetSpec, actor_shapes, size_of, views
 from fdql.sac.update import TorchLearner
-from learners import batch, both_actions, everything, scattered, tiny
+from learners import batch, both_actions, every_head, everything, scattered, tiny
 from numba import config as numba_config
 from scipy import special
 
@@ -72,7 +74,7 @@ def test_elementary_functions(name, exact, low, high, relative, absolute):
 )
 def test_hl_gauss_mass(y, first_bin, masses):
     first, p = np.zeros(1, np.int64), zeros(1, 11)
-    heads.hl_gauss_target(f32(y), 101, 5.0, 0.75, first, p)
+    gauss.hl_gauss_target(f32(y), 101, 5.0, 0.75, first, p)
     full = np.zeros(101)
     full[first[0] : first[0] + 11] = p[0]
     np.testing.assert_allclose(full[first_bin : first_bin + len(masses)], masses, atol=1e-4)
@@ -83,7 +85,7 @@ def test_hl_gauss_mass(y, first_bin, masses):
 
 def test_hl_gauss_window_wider_than_the_bins_is_all_of_them():
     first, p = np.zeros(2, np.int64), zeros(2, 3)
-    heads.hl_gauss_target(f32(-5, 1), 3, 5.0, 0.75, first, p)
+    gauss.hl_gauss_target(f32(-5, 1), 3, 5.0, 0.75, first, p)
     edges = np.array([-7.5, -2.5, 2.5, 7.5])
     for y, row in zip((-5, 1), p, strict=True):
         mass = np.diff(special.erf((edges - y) / (0.75 * 5 * math.sqrt(2))))
@@ -93,7 +95,7 @@ def test_hl_gauss_window_wider_than_the_bins_is_all_of_them():
 def test_cross_entropy_of_a_uniform_prediction():
     # two bins, logits 0 and target (1/4, 3/4): loss ln 2, gradient (1/2 - p), value 0
     logits, q = zeros(1, 2), f32(9)
-    loss = heads.cross_entropy_gradient(
+    loss = gauss.cross_entropy_gradient(
         logits, f32(-1, 1), np.zeros(1, np.int64), f32(0.25, 0.75).reshape(1, 2), q
     )
     assert loss == pytest.approx(math.log(2))
@@ -104,7 +106,7 @@ def test_cross_entropy_of_a_uniform_prediction():
 def test_value_gradient_by_hand():
     # p = (.2689, .7311) on (-1, 1): Q = .4621, dQ/dl = p (b - Q) = (-.3932, .3932); weight 2
     logits, q = f32(0, 1).reshape(1, 2), f32(0)
-    heads.value_gradient(logits, f32(-1, 1), 2.0, q)
+    gauss.value_gradient(logits, f32(-1, 1), 2.0, q)
     np.testing.assert_allclose(logits[0], [-0.78645, 0.78645], rtol=1e-4)
     assert q[0] == pytest.approx(math.tanh(0.5), rel=1e-6)
 
@@ -112,27 +114,31 @@ def test_value_gradient_by_hand():
 def test_far_apart_logits_of_different_rows_do_not_disturb_each_other():
     logits = np.array([[300.0, 0, 0], [-300.0, -301, -400]], dtype=np.float32)
     out = f32(0, 0)
-    heads.mean_value(logits, f32(-1, 0, 1), out)
+    gauss.mean_value(logits, f32(-1, 0, 1), out)
     # second row: softmax (1, e^-1, e^-100): -1 / (1 + e^-1)
     np.testing.assert_allclose(out, [-1, -0.731059], rtol=1e-5)
 
 
 def test_boltzmann_by_hand():
-    # Q = (1, 0), temperature 1: pi = .7311, .2689, entropy .5822; value of (1, 0): .7311
-    q, v = f32(1, 0).reshape(1, 2), f32(0)
-    assert heads.boltzmann_value(q, q, 1.0, v) == pytest.approx(0.5822, abs=1e-4)
-    assert v[0] == pytest.approx(0.7311, abs=1e-4)
+    # Q = (1, 0), temperature 1: pi = .7311, .2689, entropy .5822
+    q, policy, entropy = f32(1, 0).reshape(1, 2), zeros(1, 2), zeros(1)
+    mean = heads.boltzmann_policy(q, 1.0, policy, entropy)
+    assert mean == entropy[0] == pytest.approx(0.5822, abs=1e-4)
+    np.testing.assert_allclose(policy[0], [0.7311, 0.2689], atol=1e-4)
     # the root of entropy(t) = .5822 is t = 1, the interval's end; half its width is 11.5 / 8192
-    assert heads.temperature_root(q, 0.5822, math.log(1e-5), v) == pytest.approx(0, abs=2e-3)
-    assert heads.temperature_root(q, 0.0, math.log(1e-5), v) < math.log(1.01e-5)
+    assert heads.temperature_root(q, 0.5822, math.log(1e-5), policy, entropy) == pytest.approx(
+        0, abs=2e-3
+    )
+    assert heads.temperature_root(q, 0.0, math.log(1e-5), policy, entropy) < math.log(1.01e-5)
 
 
 def test_squashed_density_by_hand():
     # noise 0, std 1: u = mean, ln density = -ln sqrt(2 pi) - 2 (ln 2 - u - softplus(-2 u))
     raw = math.atanh(10 / 6 - 1)  # -10 + 6 (1 + tanh raw) = 0
     for u, correction in ((0.0, 0.0), (2.0, -2.65)):
-        density, std = heads.tanh_normal_ln_density(f32(u, raw).reshape(1, 2), f32(0).reshape(1, 1))
-        assert density == pytest.approx(-0.9189 - correction, abs=1e-3)
+        out, each = f32(u, raw).reshape(1, 2), zeros(1)
+        density, std = heads.tanh_normal_ln_density(out, zeros(1, 1), each)
+        assert density == each[0] == pytest.approx(-0.9189 - correction, abs=1e-3)
         assert std == pytest.approx(1, rel=1e-5)
 
 
@@ -195,13 +201,16 @@ SHAPES = [  # obs_dim, action_dim, width, bins, rows
 
 
 @both_actions
+@every_head
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_gradients_equal_torch(discrete, shape):
+def test_gradients_equal_torch(discrete, shape, head):
     """After one update without clipping the first moment is a tenth of the gradient."""
     obs_dim, action_dim, width, bins, rows = shape
-    sizes = {"critic_width": width, "actor_width": width, "bins": bins}
-    spec = NetSpec(obs_dim=obs_dim, action_dim=action_dim, discrete=discrete, **sizes)
-    config = SacConfig(gradient_clip=1e9, **sizes)
+    config = SacConfig(
+        critic_width=width, actor_width=width, bins=bins, quantiles=bins, head=head,
+        gradient_clip=1e9, entropy_backup=0.5,
+    )  # fmt: skip
+    spec = NetSpec(obs_dim=obs_dim, action_dim=action_dim, discrete=discrete, **config.net_shape)
     ours, theirs = (scattered(m, spec, config, seed=2) for m in (CompiledLearner, TorchLearner))
     b, c = (batch(spec, size=rows) for _ in range(2))
     ours.update(*b)
@@ -217,12 +226,13 @@ def test_gradients_equal_torch(discrete, shape):
 
 @compiled_only
 @both_actions
-def test_a_hundred_updates_stay_beside_torch(discrete):
+@every_head
+def test_a_hundred_updates_stay_beside_torch(discrete, head):
     """Ten stay within rounding; later a relu on the edge may fall either way and the paths part."""
     torch.set_num_threads(1)
-    sizes = {"critic_width": 32, "actor_width": 32}
-    spec = NetSpec(obs_dim=5, action_dim=3, discrete=discrete, **sizes)
-    ours, theirs = (m(spec, SacConfig(**sizes), 0.4, 1) for m in (CompiledLearner, TorchLearner))
+    config = SacConfig(critic_width=32, actor_width=32, head=head)
+    spec = NetSpec(obs_dim=5, action_dim=3, discrete=discrete, **config.net_shape)
+    ours, theirs = (m(spec, config, 0.4, 1) for m in (CompiledLearner, TorchLearner))
     for k in range(100):
         b, c = batch(spec, k % 10, 64), batch(spec, k % 10, 64)
         ours.update(*b)
@@ -255,8 +265,9 @@ def test_a_state_of_one_learner_loads_into_the_other(discrete):
 
 
 @both_actions
-def test_batches_of_changing_size(discrete):
-    spec, config = tiny(discrete)
+@every_head
+def test_batches_of_changing_size(discrete, head):
+    spec, config = tiny(discrete, head=head)
     mixed, other = (scattered(CompiledLearner, spec, config) for _ in range(2))
     for k, size in enumerate((6, 3, 6, 9)):
         mixed.update(*batch(spec, k, size))
@@ -288,7 +299,7 @@ def test_priorities_by_hand():
     learner = CompiledLearner(spec, config, 0.4, 0)
     learner.update(*batch(spec, size=3))
     c = learner._critics._replace(y=f32(0.5, 2, 8), q=zeros(2, 3))
-    rates = Rates(1.0, 1.0, 1.0, 5.0, 0.75, 0.0, 0.4, 1.0)  # 11 bins on -5..5: one bin is 1
+    rates = Rates(1.0, 1.0, 1.0, 5.0, 0.75, 0.0, 0.4, 1.0, 0.0)  # 11 bins on -5..5: one bin is 1
     out = np.zeros(3)
     assert priorities(c, np.array([2, 0, 1]), rates, out) == (0, pytest.approx(3.5))
     np.testing.assert_allclose(out, [1.3195, 2.2974, 1], rtol=1e-4)
@@ -304,8 +315,9 @@ def test_cached_machine_code_is_stamped_with_all_sources():
 
 
 @both_actions
-def test_two_threads_give_the_numbers_of_one(discrete):
-    spec, config = tiny(discrete)
+@every_head
+def test_two_threads_give_the_numbers_of_one(discrete, head):
+    spec, config = tiny(discrete, head=head)
     one, two = (CompiledLearner(spec, config, 0.4, 3, threads=n) for n in (1, 2))
     for i in range(30):
         data = batch(spec, seed=i, size=40), batch(spec, seed=i, size=40)

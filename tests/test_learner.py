@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 from fdql.sac.learner import NotFiniteError, pack_generator, target_entropy, unpack_generator
 from fdql.sac.nets import policy_shapes, size_of, views
-from learners import batch, both_actions, every_learner, everything, named, scattered, tiny
+from learners import (
+    batch,
+    both_actions,
+    every_head,
+    every_learner,
+    everything,
+    named,
+    scattered,
+    tiny,
+)
 
 
 @every_learner
@@ -102,8 +111,9 @@ def test_metrics(make, discrete):
 
 @every_learner
 @both_actions
-def test_a_nan_stops_the_update_and_spares_the_weights(make, discrete):
-    spec, config = tiny(discrete)
+@every_head
+def test_a_nan_stops_the_update_and_spares_the_weights(make, discrete, head):
+    spec, config = tiny(discrete, head=head)
     learner = scattered(make, spec, config)
     before = learner.state()
     b = batch(spec)

@@ -6,22 +6,31 @@ import numpy as np
 import pytest
 import torch
 from fdql.sac import heads
-from fdql.sac.forward import actor_moments, critic_logits
+from fdql.sac.forward import actor_moments, critic_outputs
 from fdql.sac.learner import target_entropy
 from fdql.sac.nets import actor_shapes, critic_shapes, initialise, is_matrix, views
-from learners import batch, both_actions, every_learner, named, scattered, tiny
+from learners import batch, both_actions, every_head, every_learner, named, scattered, tiny
 from oracle_sac import NaiveLearner
 
 
-@pytest.mark.parametrize("pessimism", [1.0, 0.3])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"pessimism": 1.0},
+        {"pessimism": 0.3, "entropy_backup": 0.5},
+        {"head": "tqc", "quantiles_dropped": 3},
+        {"head": "tqc", "quantile_huber": 0.3, "entropy_backup": 1.0},
+    ],
+    ids=str,
+)
 @every_learner
 @both_actions
-def test_three_updates_follow_the_naive_twin(make, discrete, pessimism):
+def test_three_updates_follow_the_naive_twin(make, discrete, settings):
     """Losses, gradients (central differences), AdamW, temperature, target average, priorities.
 
     Covers policy delay 2: the actor moves at updates 0 and 2. float32 against float64.
     """
-    spec, config = tiny(discrete, pessimism=pessimism)
+    spec, config = tiny(discrete, **settings)
     learner = scattered(make, spec, config, seed=4)
     naive = NaiveLearner(
         named(learner, learner.params),
@@ -70,15 +79,15 @@ def test_losses_pass_torch_gradcheck(discrete):
     def critic_loss(*flat):
         p = dict(zip(names, flat, strict=True))
         if discrete:
-            return heads.cross_entropy(critic_logits(p, x)[:, :, :11], target)
-        return heads.cross_entropy(critic_logits(p, torch.cat([x, noise], 1)), target)
+            return heads.cross_entropy(critic_outputs(p, x)[:, :, :11], target)
+        return heads.cross_entropy(critic_outputs(p, torch.cat([x, noise], 1)), target)
 
     def actor_loss(*flat):
         p = dict(zip(names, flat, strict=True))
         mean, ln_std = actor_moments(p, x)
         u = mean + ln_std.exp() * noise
         density = heads.squashed_normal_ln_density(u, noise, ln_std)
-        logits = critic_logits(p, torch.cat([x, torch.tanh(u)], 1))
+        logits = critic_outputs(p, torch.cat([x, torch.tanh(u)], 1))
         q = heads.expected_value(logits, heads.bin_centres(11, 5.0, torch.float64))
         return heads.actor_loss(density, q, 0.3)
 
@@ -88,12 +97,13 @@ def test_losses_pass_torch_gradcheck(discrete):
 
 
 @every_learner
-def test_two_armed_bandit_converges_to_the_hand_solution(make):
+@every_head
+def test_two_armed_bandit_converges_to_the_hand_solution(make, head):
     """Arm 0 pays 1, arm 1 pays 0, then it ends: Q = (1, 0).
 
     epsilon-greedy .1 wants chances .95 and .05, so temperature 1 / ln(.95 / .05) = .3396.
     """
-    spec, config = tiny(True, learning_rate=0.01)
+    spec, config = tiny(True, learning_rate=0.01, head=head)
     learner = make(spec, config, 0.4, 0)
     obs = np.ones((32, 3), dtype=np.float32)
     action = (np.arange(32) % 2).astype(np.int32)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 LONGEST_TRACE = 30.0  # seconds
 
@@ -53,6 +53,18 @@ class SacConfig:
     """AdamW decay on matrices, per unit of learning rate."""
     gradient_clip: float = 10.0
     """Largest gradient norm of each network."""
+    head: Literal["hl_gauss", "tqc"] = "hl_gauss"
+    """What a critic says of a return: HL-Gauss, a distribution over fixed bins; or TQC, its
+    quantiles, of which the target leaves out the highest (Kuznetsov 2020).
+    """
+    quantiles: int = 25
+    """Quantiles of each TQC critic."""
+    quantiles_dropped: int = 2
+    """Of both TQC target critics' quantiles, so many per critic are left out, from the top: its
+    pessimism.
+    """
+    quantile_huber: float = 1.0
+    """TQC: the loss of an error below this is quadratic, above it linear; scaled reward units."""
     bins: int = 101
     """Bins of the HL-Gauss critics."""
     v_max: float = 5.0
@@ -73,7 +85,11 @@ class SacConfig:
     """
     pessimism: float | None = None
     """Value of two target critics: their minimum at 1, their mean at 0; None: 1 for discrete
-    actions, 0 for continuous ones.
+    actions, 0 for continuous ones (TQC: see quantiles_dropped).
+    """
+    entropy_backup: float = 0.0
+    """Share of the policy's entropy, times the temperature, that enters the value of the next
+    state: 1 is classic SAC, 0 leaves Q an ordinary return (Yu 2022).
     """
     policy_delay: int = 2
     """The actor is updated at every policy_delay-th update of the critics."""
@@ -82,6 +98,17 @@ class SacConfig:
     def step_size(self) -> float:
         """The learning rate, 1e-3 where none is given."""
         return 1e-3 if self.learning_rate is None else self.learning_rate
+
+    @property
+    def net_shape(self) -> dict[str, Any]:
+        """What a NetSpec takes from here."""
+        return {
+            "critic_width": self.critic_width,
+            "actor_width": self.actor_width,
+            "head": self.head,
+            "bins": self.quantiles if self.head == "tqc" else self.bins,
+            "v_max": self.v_max,
+        }
 
     def pessimism_for(self, discrete: bool) -> float:
         """The pessimism; where none is given, that of this kind of action."""
@@ -100,6 +127,30 @@ class SacConfig:
             _require(
                 0 <= self.pessimism <= 1, "sac.pessimism", self.pessimism, "must be in [0, 1]", 1.0
             )
+            _require(
+                self.head != "tqc",
+                "sac.pessimism",
+                self.pessimism,
+                "means nothing with sac.head = 'tqc', where sac.quantiles_dropped takes its place",
+                None,
+            )
+        _require(
+            0 <= self.entropy_backup <= 1,
+            "sac.entropy_backup",
+            self.entropy_backup,
+            "must be in [0, 1]",
+            0.0,
+        )
+        _require(
+            1 <= self.quantiles <= 1000, "sac.quantiles", self.quantiles, "must be in 1..1000", 25
+        )
+        _require(
+            0 <= self.quantiles_dropped < self.quantiles,
+            "sac.quantiles_dropped",
+            self.quantiles_dropped,
+            f"must be at least 0 and below sac.quantiles ({self.quantiles})",
+            min(2, self.quantiles - 1),
+        )
         _require(self.batch_size >= 1, "sac.batch_size", self.batch_size, "must be at least 1", 256)
         for key in ("critic_width", "actor_width"):
             value = getattr(self, key)
@@ -117,6 +168,7 @@ class SacConfig:
             "gradient_clip",
             "v_max",
             "sigma_bins",
+            "quantile_huber",
             "init_temperature",
             "min_temperature",
             "target_std",

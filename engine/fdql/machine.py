@@ -128,7 +128,7 @@ def _for_environment(config: Config, env: EnvSpec | None, pixels: bool) -> Confi
     if pixels:
         ratio = IMAGE_RATIO if config.ratio is None else config.ratio
         rate = sac.learning_rate or IMAGE_LEARNING_RATE
-    if env is not None:
+    if env is not None and sac.head == "hl_gauss":
         pessimism = sac.pessimism_for(env.discrete)
     return replace(config, ratio=ratio, sac=replace(sac, learning_rate=rate, pessimism=pessimism))
 

@@ -118,14 +118,7 @@ class RunPlan:
     @property
     def net(self) -> NetSpec:
         """Shapes of the networks."""
-        sac = self.config.sac
-        return NetSpec(
-            **self.env.net_inputs,
-            critic_width=sac.critic_width,
-            actor_width=sac.actor_width,
-            bins=sac.bins,
-            v_max=sac.v_max,
-        )
+        return NetSpec(**self.env.net_inputs, **self.config.sac.net_shape)
 
     @property
     def chunk(self) -> ChunkSchema:
@@ -153,13 +146,8 @@ class RunPlan:
     def policy_facts(self) -> dict[str, Any]:
         """What a policy file says beside its numbers: enough to act with it."""
         sac = self.config.sac
-        shape = {
-            "critic_width": sac.critic_width,
-            "actor_width": sac.actor_width,
-            "bins": sac.bins,
-            "v_max": sac.v_max,
-        }
-        return {"format": 3, "env": self.env.to_dict(), "net": shape, "discount": sac.discount}
+        facts = {"env": self.env.to_dict(), "net": sac.net_shape, "discount": sac.discount}
+        return {"format": 3} | facts
 
 
 class RunMemory:

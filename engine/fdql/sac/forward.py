@@ -12,7 +12,7 @@ from fdql.sac.nets import LAYER_NORM_EPS
 Params = dict[str, Tensor]
 
 
-def critic_logits(p: Params, x: Tensor) -> Tensor:
+def critic_outputs(p: Params, x: Tensor) -> Tensor:
     """Both critics on one input x (B, critic_in): (2, B, critic_out), one product per layer."""
     x = x.expand(2, *x.shape)
     for layer in ("0", "1"):

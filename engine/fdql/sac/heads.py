@@ -1,7 +1,8 @@
 """The update's formulas, one closed function each, named after its equation, on torch tensors.
 
-Shapes are written with B = batch, A = actions or action components, K = bins; leading dimensions
-marked ... are free. Every function works in the dtype of its input. Stage 5 of 8, `update`.
+Shapes are written with B = batch, A = actions or action components, K = outputs of a critic for one
+action (bins, quantiles); leading dimensions marked ... are free. Every function works in the dtype
+of its input. Stage 5 of 8, `update`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def normalised_obs(obs: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
     return ((obs - mean) * scale).clamp(-OBS_CLIP, OBS_CLIP)
 
 
-# -- critic: a categorical distribution over evenly spaced returns ---------------------------------
+# -- critic, HL-Gauss: a categorical distribution over evenly spaced returns -----------------------
 
 
 def bin_width(bins: int, v_max: float) -> float:
@@ -66,10 +67,38 @@ def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     return -(target * torch.log_softmax(logits, -1)).sum(-1).mean(1).sum()
 
 
-def bellman_target(reward: Tensor, discount: Tensor, next_value: Tensor) -> Tensor:
-    """y = R + gamma^m (1 - terminated) V(s_{t+m}), all (B,), before it is clipped to the bins.
+# -- critic, TQC: quantiles of the return ----------------------------------------------------------
 
-    No entropy enters y: Q stays an ordinary discounted return. (Yu 2022, arXiv 2201.12434)
+
+def truncated_quantiles(quantiles: Tensor, dropped: int) -> Tensor:
+    """Both critics' quantiles together in ascending order, without the `dropped` highest.
+
+    quantiles (2, ..., K), returns (..., 2 K - dropped). (Kuznetsov 2020, arXiv 2005.04269, eq. 9)
+    """
+    pooled, _ = torch.cat([quantiles[0], quantiles[1]], -1).sort(-1)
+    return pooled[..., : pooled.shape[-1] - dropped]
+
+
+def quantile_huber(quantiles: Tensor, levels: Tensor, target: Tensor, threshold: float) -> Tensor:
+    """sum_i mean_batch sum_j mean_m |tau_j - [u < 0]| H(u) / threshold, u = z_m - x_ij: sum over
+    critics i, mean over the batch, sum over their quantiles j, mean over the target's m.
+
+    H is Huber's loss. quantiles (2, B, K) x, levels (K,) tau, target (B, M) z. Returns a scalar.
+    (Dabney 2018, arXiv 1710.10044, eq. 10; Kuznetsov 2020, eq. 10, takes the mean over j)
+    """
+    u = target[:, None, :] - quantiles[..., None]
+    weight = (levels[:, None] - (u < 0).to(u.dtype)).abs()
+    huber = F.huber_loss(u, torch.zeros_like(u), reduction="none", delta=threshold)
+    return (weight * huber / threshold).mean(-1).sum(-1).mean(1).sum()
+
+
+# -- targets ---------------------------------------------------------------------------------------
+
+
+def bellman_target(reward: Tensor, discount: Tensor, next_value: Tensor) -> Tensor:
+    """y = R + gamma^m (1 - terminated) V(s_{t+m}), all (B,) or (B, M).
+
+    By default no entropy is in V: Q stays an ordinary discounted return. (Yu 2022, 2201.12434)
     """
     return reward + discount * next_value
 
@@ -93,17 +122,17 @@ def boltzmann_policy(q: Tensor, temperature: float) -> Tensor:
     return torch.log_softmax(q / temperature, -1)
 
 
-def boltzmann_value(ln_policy: Tensor, q: Tensor) -> Tensor:
+def policy_mean(policy: Tensor, q: Tensor, dim: int = -1) -> Tensor:
     """V(s) = sum_a pi(a|s) Q(s, a), without entropy; both (B, A), returns (B,).
 
     (Christodoulou 2019, arXiv 1910.07207, eq. 10, less its entropy: Asad 2025, arXiv 2509.09838)
     """
-    return (ln_policy.exp() * q).sum(-1)
+    return (policy * q).sum(dim)
 
 
-def mean_entropy(ln_policy: Tensor) -> Tensor:
-    """Mean over the batch of -sum_a pi ln pi, nats; ln_policy (B, A), returns a scalar."""
-    return -(ln_policy.exp() * ln_policy).sum(-1).mean()
+def policy_entropy(ln_policy: Tensor) -> Tensor:
+    """-sum_a pi ln pi of each row, nats; ln_policy (B, A), returns (B,)."""
+    return -(ln_policy.exp() * ln_policy).sum(-1)
 
 
 def temperature_root(q: Tensor, entropy: float, min_temperature: float) -> float:
@@ -115,7 +144,8 @@ def temperature_root(q: Tensor, entropy: float, min_temperature: float) -> float
     low, high = math.log(min_temperature), LN_TEMPERATURE_MAX
     for _ in range(SOLVE_BISECTIONS):
         middle = 0.5 * (low + high)
-        if mean_entropy(boltzmann_policy(q, math.exp(middle))).item() > entropy:
+        mean = policy_entropy(boltzmann_policy(q, math.exp(middle))).mean()
+        if mean.item() > entropy:
             high = middle
         else:
             low = middle

@@ -8,14 +8,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from fdql.sac.nets import F32, LAYER_NORM_EPS, NetSpec
+from fdql.sac.nets import F32, LAYER_NORM_EPS, NetSpec, output_support
 
 Network = dict[str, F32]
 
 
 def critic_pass(network: Network, x: F32) -> tuple[list[F32], F32]:
     """Both critics at inputs x (n, critic_in): hidden layers after relu, two of (2, n, w), and
-    logits (2, n, critic_out).
+    outputs (2, n, critic_out).
     """
     hidden: list[F32] = []
     x = np.broadcast_to(x, (2, *x.shape))
@@ -40,14 +40,15 @@ def action_values(
     spec: NetSpec, network: Network, features: F32, action: NDArray[np.generic]
 ) -> F32:
     """Mean of both critics, scaled rewards, at features (n, F) and actions (n,) or (n, A): (n,)."""
-    _, logits = critic_pass(network, critic_inputs(spec, features, action))
-    logits = logits.reshape(2, len(features), -1, spec.bins)
+    _, outputs = critic_pass(network, critic_inputs(spec, features, action))
+    outputs = outputs.reshape(2, len(features), -1, spec.bins)
     at = action.astype(np.int64) if spec.discrete else np.zeros(len(features), dtype=np.int64)
-    chosen = logits[:, np.arange(len(features)), at]
+    chosen = outputs[:, np.arange(len(features)), at]
+    if spec.head == "tqc":
+        return np.asarray(chosen.mean((0, -1)))
     p = np.exp(chosen - chosen.max(-1, keepdims=True))
     p /= p.sum(-1, keepdims=True)
-    centres = np.linspace(-spec.v_max, spec.v_max, spec.bins, dtype=np.float32)
-    values: F32 = (p @ centres).mean(0)
+    values: F32 = (p @ output_support(spec)).mean(0)
     return values
 
 

@@ -1,7 +1,8 @@
 """The compiled learner: the update of update.py as Numba kernels on BLAS, no torch, no GIL.
 
 Stage 5 of 8, `update`; the trainer is its only caller. The equations stand in kernels_discrete.py
-and kernels_continuous.py, on top of kernels_critic.py (critics), kernels_heads.py (formulas),
+and kernels_continuous.py, on top of kernels_targets.py and kernels_critic.py (critics),
+kernels_gauss.py and kernels_quantiles.py (their heads), kernels_heads.py (formulas),
 kernels_dense.py and kernels_backward.py (networks), kernels_adamw.py (steps), kernels_math.py.
 This file owns the memory, the random numbers and the checks. A state saved by one learner loads
 into the other.
@@ -35,6 +36,7 @@ from fdql.sac.learner import (
     NotFiniteError,
     check_batch,
     check_state,
+    error_unit,
     fill_snapshot,
     pack_generator,
     target_entropy,
@@ -42,11 +44,13 @@ from fdql.sac.learner import (
 )
 from fdql.sac.nets import (
     F32,
+    HEADS,
     NetSpec,
     actor_shapes,
     critic_shapes,
     initialise,
     is_matrix,
+    output_support,
     size_of,
     views,
 )
@@ -102,6 +106,7 @@ class CompiledLearner:
             ln_min_temperature=math.log(config.min_temperature),
             priority_exponent=priority_exponent,
             pessimism=config.pessimism_for(spec.discrete),
+            entropy_backup=config.entropy_backup,
         )
         self._rows = 0
         self._critics: Critics
@@ -233,24 +238,23 @@ class CompiledLearner:
     def _allocate(self, rows: int) -> None:
         """Working memory for batches of `rows`. Nothing in it outlives an update."""
         s, split, t = self.spec, self._split, (self._threads,)
-        w, groups = s.critic_width, s.action_dim if s.discrete else 1
-        window = min(2 * math.ceil(_WINDOW_SIGMAS * self.config.sigma_bins) + 1, s.bins)
+        w = s.critic_width
+        actions = s.action_dim if s.discrete else 1
         self._critics = Critics(
+            **_head(s, self.config, rows, actions),
             params=self.params[:split], target=self.target, grad=self._gradient[:split],
             m=self.moments[0, :split], v=self.moments[1, :split], keep=self._keep[:split],
             **_activations(t, rows, w),
-            logits=_f32(*t, rows, s.bins), columns=_f32(*t, w, s.bins),
-            support=np.linspace(-s.v_max, s.v_max, s.bins, dtype=np.float32),
-            first=np.zeros(rows, np.int64), p=_f32(rows, window), y=_f32(rows), q=_f32(2, rows),
-            loss=np.zeros(2), starts=np.linspace(0, rows, groups + 1).astype(np.int64),
+            outputs=_f32(*t, rows, s.bins), columns=_f32(*t, w, s.bins),
+            y=_f32(rows), q=_f32(2, rows),
+            loss=np.zeros(2), starts=np.linspace(0, rows, actions + 1).astype(np.int64),
         )  # fmt: skip
         order = np.arange(rows)
         if s.discrete:
             self._discrete = Discrete(
                 order=order, x=_f32(rows, s.obs_dim), next_x=_f32(rows, s.obs_dim),
-                out=_f32(*t, rows, s.critic_out), online=_f32(2, rows, s.action_dim),
-                slow=_f32(2, rows, s.action_dim), q=_f32(rows, s.action_dim),
-                low=_f32(rows, s.action_dim), v=_f32(rows),
+                out=_f32(*t, rows, s.critic_out), online=_f32(2, rows, actions),
+                q=_f32(rows, actions), policy=_f32(rows, actions), bonus=_f32(rows),
             )  # fmt: skip
         else:
             self._actor = Actor(
@@ -259,7 +263,9 @@ class CompiledLearner:
                 **_activations((), rows, s.actor_width),
                 s=_f32(rows, s.obs_dim), next_s=_f32(rows, s.obs_dim), x=_f32(rows, s.critic_in),
                 out=_f32(rows, 2 * s.action_dim), action=_f32(rows, s.action_dim),
-                da=_f32(rows, s.action_dim), one=_f32(2, rows, s.action_dim), order=order,
+                da=_f32(rows, s.action_dim), one=_f32(2, rows, s.action_dim),
+                ln_density=_f32(rows), bonus=_f32(rows),
+                policy=np.ones((rows, 1), dtype=np.float32), order=order,
             )  # fmt: skip
         self._rows = rows
 
@@ -268,7 +274,24 @@ def _f32(*shape: int) -> F32:
     return np.zeros(shape, dtype=np.float32)
 
 
-def _activations(threads: tuple[int, ...], rows: int, width: int) -> dict[str, F32]:
+def _head(s: NetSpec, config: SacConfig, rows: int, actions: int) -> dict[str, Any]:
+    """What targets and losses of the head need, by the names of `Critics`; the other's is empty."""
+    tqc = s.head == "tqc"
+    kept = 2 * (s.bins - config.quantiles_dropped) if tqc else 0
+    window = min(2 * math.ceil(_WINDOW_SIGMAS * config.sigma_bins) + 1, s.bins)
+    return {
+        "head": HEADS.index(s.head),
+        "unit": error_unit(s, config),
+        "support": output_support(s),
+        "slow": _f32(2, 0 if tqc else rows, actions),
+        "first": np.zeros(0 if tqc else rows, np.int64),
+        "p": _f32(0 if tqc else rows, window),
+        "pool": _f32(2, rows if tqc else 0, actions * s.bins),
+        "z": _f32(rows, kept),
+    }
+
+
+def _activations(threads: tuple[int, ...], rows: int, width: int) -> dict[str, Any]:
     """What a forward and backward pass of one network keeps, by the names of the kernels."""
     wide = {name: _f32(*threads, rows, width) for name in ("n0", "x1", "n1", "x2", "d2", "d1")}
     return wide | {"r0": _f32(*threads, rows), "r1": _f32(*threads, rows)}

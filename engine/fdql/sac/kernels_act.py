@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fdql.sac.jit import kernel
 from fdql.sac.kernels_dense import Hidden, forward, net_at, normalise_obs
-from fdql.sac.kernels_heads import mean_value, std_of
+from fdql.sac.kernels_heads import std_of, values
 from fdql.sac.kernels_math import HALF, ONE, TWO, tanh
 from fdql.sac.nets import F32
 
@@ -28,11 +28,13 @@ BoolArray = NDArray[np.bool_]
 class Scratch(NamedTuple):
     """Working memory of a forward pass of up to R rows; float32.
 
+    head        what the critics' outputs are, index in nets.HEADS
     statistics  components with a mean and a scale in the snapshot: O; 0 for features of images
     x (R, O)   normalised observations        n, h (R, w), r (R,)   hidden layers, in turn
     out (R, o) the network's output           a, b (R, A)           values; or mean, deviation
     """
 
+    head: int
     statistics: int
     x: F32
     n: F32
@@ -69,8 +71,8 @@ def mean_q(snapshot: F32, obs: F32, support: F32, s: Scratch) -> F32:
     for k in range(2):
         net = net_at(snapshot, 2 * s.statistics + 2, 2, k, obs_dim, width, actions * bins)
         forward(net, x, _hidden(s, rows), out)
-        values = q if k == 0 else q1
-        mean_value(out.reshape((rows * actions, bins)), support, values.reshape(rows * actions))
+        of = (q if k == 0 else q1).reshape(rows * actions)
+        values(s.head, out.reshape((rows * actions, bins)), support, of)
     for i in range(rows):
         for j in range(actions):
             q[i, j] = HALF * (q[i, j] + q1[i, j])

@@ -3,7 +3,7 @@
 Order of the equations:
 
     a'  = tanh(mean(s') + std(s') noise)                           actor
-    V   = pessimistic Qbar(s', a'), y = clip(R + discount V)           target critics
+    y   = R + discount V, V = pessimistic Qbar(s', a')               target critics, by their head
     critics, priorities, target critics; and at every policy_delay-th update the actor descends
     mean_i[temperature ln pi(a|s) - mean_k Q_k(s, a)], a = tanh(mean(s) + std(s) noise)
 """
@@ -19,24 +19,15 @@ from numpy.typing import NDArray
 from fdql.sac.jit import kernel
 from fdql.sac.kernels_adamw import adamw, clip_factor, gradient_norm
 from fdql.sac.kernels_backward import backward, backward_input
-from fdql.sac.kernels_critic import (
-    Critics,
-    Rates,
-    critics_gradient,
-    critics_step,
-    hidden_of,
-    priorities,
-    targets,
-)
+from fdql.sac.kernels_critic import Critics, Rates, critics_gradient, critics_step, hidden_of
 from fdql.sac.kernels_dense import Hidden, forward, net_at, normalise_obs
 from fdql.sac.kernels_heads import (
-    mean_value,
-    pessimistic,
     tanh_normal,
     tanh_normal_gradient,
     tanh_normal_ln_density,
-    value_gradient,
+    values_gradient,
 )
+from fdql.sac.kernels_targets import next_outputs, priorities, targets
 from fdql.sac.nets import F32
 
 F64 = NDArray[np.float64]
@@ -52,7 +43,8 @@ class Actor(NamedTuple):
     x (B, O + A)                            input of the critics
     out (B, 2 A)                            means and raw log stds; then their gradient
     action da (B, A), one (2, B, A)         an action; dL/daction, and the share of each critic
-    order (B,)                              0, 1, 2, ...: rows keep their order
+    ln_density bonus (B,)                   ln pi(a|s); what entropy adds to V(s')
+    policy (B, 1), order (B,)               1: the action drawn; 0, 1, 2, ...: rows keep their order
     """
 
     params: F32
@@ -75,6 +67,9 @@ class Actor(NamedTuple):
     action: F32
     da: F32
     one: F32
+    ln_density: F32
+    bonus: F32
+    policy: F32
     order: I64
 
 
@@ -89,49 +84,40 @@ def _join(s: F32, action: F32, x: F32) -> None:
             x[i, obs_dim + j] = action[i, j]
 
 
-@kernel()
-def _target_value(c: Critics, x: F32, k: int) -> None:
-    """q[k] = Qbar_k at x (B, O + A)."""
-    t = k % c.x1.shape[0]
-    net = net_at(c.target, 0, 2, k, x.shape[1], c.x1.shape[2], c.support.size)
-    forward(net, x, hidden_of(c, t), c.logits[t])
-    mean_value(c.logits[t], c.support, c.q[k])
-
-
 @kernel(parallel=True)
-def _target_values_on_two(c: Critics, x: F32) -> None:
+def _next_outputs_on_two(c: Critics, x: F32) -> None:
     for k in prange(2):
-        _target_value(c, x, k)
+        next_outputs(c, x, k, c.outputs[k])
 
 
 @kernel()
-def _next_value(c: Critics, a: Actor, pessimism: np.float32, noise: F32) -> F32:
-    """V(s') = pessimistic Qbar(s', a') at one a' ~ pi(.|s'): view (B,) of the critics' memory."""
+def _next_action(c: Critics, a: Actor, weight: float, noise: F32) -> None:
+    """What the target critics say of one a' ~ pi(.|s'); bonus = -weight ln pi(a'|s')."""
     w = a.x1.shape[1]
     actor = net_at(a.params, 0, 1, 0, a.s.shape[1], w, a.out.shape[1])
     forward(actor, a.next_s, Hidden(a.n0, a.x1, a.r0, a.n1, a.x2, a.r1), a.out)
     tanh_normal(a.out, noise, a.action)
+    if weight > 0.0:
+        tanh_normal_ln_density(a.out, noise, a.ln_density)
+        for i in range(a.bonus.size):
+            a.bonus[i] = -weight * a.ln_density[i]
     _join(a.next_s, a.action, a.x)
     if c.x1.shape[0] == 2:
-        _target_values_on_two(c, a.x)
+        _next_outputs_on_two(c, a.x)
     else:
         for k in range(2):
-            _target_value(c, a.x, k)
-    v = c.q[0]
-    for i in range(v.size):
-        v[i] = pessimistic(v[i], c.q[1, i], pessimism)
-    return v
+            next_outputs(c, a.x, k, c.outputs[0])
 
 
 @kernel()
 def _action_gradient(c: Critics, x: F32, first: int, k: int, one: F32) -> None:
     """q[k] = Q_k at x (B, O + A), and one (B, A) = d(-Q_k / (2 B)) / da, a from column first on."""
     t = k % c.x1.shape[0]
-    hidden, logits = hidden_of(c, t), c.logits[t]
+    hidden, outputs = hidden_of(c, t), c.outputs[t]
     net = net_at(c.params, 0, 2, k, x.shape[1], c.x1.shape[2], c.support.size)
-    forward(net, x, hidden, logits)
-    value_gradient(logits, c.support, -0.5 / x.shape[0], c.q[k])
-    backward_input(net, hidden, logits, c.d2[t], c.d1[t], first, one)
+    forward(net, x, hidden, outputs)
+    values_gradient(c.head, outputs, c.support, -0.5 / x.shape[0], c.q[k])
+    backward_input(net, hidden, outputs, c.d2[t], c.d1[t], first, one)
 
 
 @kernel(parallel=True)
@@ -154,7 +140,7 @@ def actor_gradient(
     hidden = Hidden(a.n0, a.x1, a.r0, a.n1, a.x2, a.r1)
     forward(actor, a.s, hidden, a.out)
     tanh_normal(a.out, noise, a.action)
-    ln_density, std = tanh_normal_ln_density(a.out, noise)
+    ln_density, std = tanh_normal_ln_density(a.out, noise, a.ln_density)
     _join(a.s, a.action, a.x)
     if c.x1.shape[0] == 2:
         _action_gradients_on_two(c, a.x, obs_dim, a.one)
@@ -187,8 +173,8 @@ def update_continuous(
     """
     normalise_obs(obs, obs_mean, obs_scale, a.s)
     normalise_obs(next_obs, obs_mean, obs_scale, a.next_s)
-    v = _next_value(c, a, np.float32(rates.pessimism), next_noise)
-    clipped = targets(c, a.order, reward, discount, v, reward_scale[0], rates)
+    _next_action(c, a, rates.entropy_backup * temperature, next_noise)
+    clipped = targets(c, a.policy, a.bonus, a.order, reward, discount, reward_scale[0], rates)
     _join(a.s, action, a.x)
     loss = critics_gradient(c, a.x)
     norm = critics_step(c, rates, step)

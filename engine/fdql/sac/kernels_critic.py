@@ -20,8 +20,10 @@ from fdql.sac.jit import kernel
 from fdql.sac.kernels_adamw import adamw, clip_factor, follow, gradient_norm
 from fdql.sac.kernels_backward import add_rows, backward_hidden
 from fdql.sac.kernels_dense import Hidden, add_bias, forward_hidden, net_at, product
-from fdql.sac.kernels_heads import cross_entropy_gradient, hl_gauss_target
+from fdql.sac.kernels_gauss import cross_entropy_gradient
+from fdql.sac.kernels_heads import TQC
 from fdql.sac.kernels_math import ZERO
+from fdql.sac.kernels_quantiles import quantile_huber_gradient
 from fdql.sac.nets import F32
 
 F64 = NDArray[np.float64]
@@ -29,21 +31,29 @@ I64 = NDArray[np.int64]
 
 
 class Critics(NamedTuple):
-    """Memory of the critics' learner; P parameters, B rows of a batch, w units, K bins, W window,
-    T threads (1 or 2).
+    """Memory of the critics' learner; P parameters, B rows of a batch, w units, A actions (1 if
+    continuous), K outputs of one distribution, W window, M target quantiles, T threads (1 or 2).
+
+    head                                    index in nets.HEADS; what only the other needs is empty
+    unit                                    an error that counts as one: bin width, Huber threshold
 
     params, target, grad, m, v, keep (P,)   flat vectors; keep is AdamW's decay factor
     n0 x1 n1 x2 d2 d1 (T, B, w), r0 r1 (T, B)   activations and their gradients, of the critic that
                                             a thread is at
-    logits (T, B, K)                        of the action in the batch; then their gradient
+    outputs (T, B, K)                       of the action in the batch; then their gradient
     columns (T, w, K)                       the output layer's columns of one action
-    support (K,), first (B,), p (B, W)      bins, and the target distributions
+    support (K,)                            the bins' values; or the quantiles' levels
+    slow (2, B, A), first (B,), p (B, W)    HL-Gauss: target critics' values at s'; target
+                                            distributions
+    pool (2, B, A K), z (B, M)              TQC: target critics' quantiles at s'; target quantiles
     y (B,), q (2, B)                        target values; both critics' values at the action taken
     loss (2,)                               of each critic
     starts (A + 1,)                         rows starts[a] : starts[a + 1] have action a; [0, B] if
                                             actions are continuous
     """
 
+    head: int
+    unit: float
     params: F32
     target: F32
     grad: F32
@@ -58,11 +68,14 @@ class Critics(NamedTuple):
     r1: F32
     d2: F32
     d1: F32
-    logits: F32
+    outputs: F32
     columns: F32
     support: F32
+    slow: F32
     first: I64
     p: F32
+    pool: F32
+    z: F32
     y: F32
     q: F32
     loss: F64
@@ -80,6 +93,7 @@ class Rates(NamedTuple):
     ln_min_temperature: float
     priority_exponent: float
     pessimism: float
+    entropy_backup: float
 
 
 @kernel()
@@ -108,21 +122,21 @@ def _put_columns(narrow: F32, wide: F32, at: int) -> None:
 
 
 @kernel()
-def output_forward(x2: F32, w2: F32, b2: F32, starts: I64, columns: F32, logits: F32) -> None:
-    """logits (B, K) of every row's own action; columns (w, K) scratch."""
+def output_forward(x2: F32, w2: F32, b2: F32, starts: I64, columns: F32, outputs: F32) -> None:
+    """outputs (B, K) of every row's own action; columns (w, K) scratch."""
     bins = columns.shape[1]
     for a in range(starts.size - 1):
         first, stop, at = starts[a], starts[a + 1], a * bins
         if first < stop:
-            product(x2[first:stop], _take_columns(w2, at, columns), logits[first:stop])
-            add_bias(logits[first:stop], b2[at : at + bins])
+            product(x2[first:stop], _take_columns(w2, at, columns), outputs[first:stop])
+            add_bias(outputs[first:stop], b2[at : at + bins])
 
 
 @kernel()
 def output_backward(
     x2: F32, w2: F32, starts: I64, columns: F32, d: F32, dw2: F32, db2: F32, d2: F32
 ) -> None:
-    """From d = dL/dlogits (B, K): dw2, db2, and d2 (B, w) = dL/dx2; columns (w, K) scratch."""
+    """From d = dL/doutputs (B, K): dw2, db2, and d2 (B, w) = dL/dx2; columns (w, K) scratch."""
     bins = columns.shape[1]
     for a in range(starts.size - 1):
         first, stop, at = starts[a], starts[a + 1], a * bins
@@ -146,13 +160,16 @@ def _critic_gradient(c: Critics, x: F32, k: int) -> None:
     i, w, o = x.shape[1], c.x1.shape[2], (c.starts.size - 1) * c.support.size
     t = k % c.x1.shape[0]
     hidden = hidden_of(c, t)
-    columns, logits, d2 = c.columns[t], c.logits[t], c.d2[t]
+    columns, outputs, d2 = c.columns[t], c.outputs[t], c.d2[t]
     net = net_at(c.params, 0, 2, k, i, w, o)
     grad = net_at(c.grad, 0, 2, k, i, w, o)
     forward_hidden(net, x, hidden)
-    output_forward(hidden.x2, net.w2, net.b2, c.starts, columns, logits)
-    c.loss[k] = cross_entropy_gradient(logits, c.support, c.first, c.p, c.q[k])
-    output_backward(hidden.x2, net.w2, c.starts, columns, logits, grad.w2, grad.b2, d2)
+    output_forward(hidden.x2, net.w2, net.b2, c.starts, columns, outputs)
+    if c.head == TQC:
+        c.loss[k] = quantile_huber_gradient(outputs, c.support, c.z, c.unit, c.q[k])
+    else:
+        c.loss[k] = cross_entropy_gradient(outputs, c.support, c.first, c.p, c.q[k])
+    output_backward(hidden.x2, net.w2, c.starts, columns, outputs, grad.w2, grad.b2, d2)
     backward_hidden(net, grad, x, hidden, d2, c.d1[t])
 
 
@@ -164,10 +181,7 @@ def _critics_gradient_on_two(c: Critics, x: F32) -> None:
 
 @kernel()
 def critics_gradient(c: Critics, x: F32) -> float:
-    """Fill `grad` and q from x (B, i) and the targets first, p; returns the loss of both critics.
-
-    L = -sum_k mean_i sum_j p_ij ln softmax(l_ki)_j (Farebrother 2024, arXiv 2403.03950)
-    """
+    """Fill `grad` and q from x (B, i) and the head's targets; returns the loss of both critics."""
     if c.x1.shape[0] == 2:
         _critics_gradient_on_two(c, x)
     else:
@@ -209,42 +223,3 @@ def critics_step(c: Critics, rates: Rates, step: int) -> float:
             for k in range(2):
                 _step_half(c, factor, rates, step, k)
     return norm
-
-
-@kernel()
-def targets(
-    c: Critics, order: I64, reward: F32, discount: F32, v: F32, reward_scale: float, rates: Rates
-) -> float:
-    """y_i = R / reward_scale + discount V(s'), clipped to the bins, and its distribution p.
-
-    reward, discount (B,) in the order of the batch, v (B,) in our order: row i of ours is row
-    order[i] there. Returns the share of targets that were clipped.
-    """
-    top = np.float32(rates.v_max)
-    clipped = 0
-    for i in range(v.size):
-        y = reward[order[i]] / reward_scale + discount[order[i]] * v[i]
-        if abs(y) > top:
-            y = top if y > ZERO else -top
-            clipped += 1
-        c.y[i] = y
-    hl_gauss_target(c.y, c.support.size, rates.v_max, rates.sigma_bins, c.first, c.p)
-    return clipped / v.size
-
-
-@kernel()
-def priorities(c: Critics, order: I64, rates: Rates, out: F64) -> tuple[float, float]:
-    """out = max(|y - Q| / bin width, 1) ** exponent, Q the critics' mean (LAP, Fujimoto 2020).
-
-    out (B,) in the order of the batch. Returns the mean of Q and the mean of |y - Q|.
-    """
-    per_unit = (c.support.size - 1) / (2.0 * rates.v_max)
-    values = 0.0
-    errors = 0.0
-    for i in range(c.y.size):
-        q = 0.5 * (c.q[0, i] + c.q[1, i])
-        error = abs(c.y[i] - q)
-        out[order[i]] = max(error * per_unit, 1.0) ** rates.priority_exponent
-        values += q
-        errors += error
-    return values / c.y.size, errors / c.y.size

@@ -4,7 +4,8 @@ The policy is softmax(mean_k Q_k / temperature), so there is no actor. Order of 
 
     pi(a|s')   = softmax(mean_k Q_k(s', a) / temperature)          online critics
     V(s')      = sum_a pi(a|s') pessimistic Qbar(s', a)            target critics
-    y          = clip(R + discount V(s'), -v_max, v_max)           then critics, priorities, targets
+    y          = R + discount V(s')                                by the head; then critics,
+                                                                   priorities, target critics
 """
 
 from __future__ import annotations
@@ -16,18 +17,11 @@ from numba import prange
 from numpy.typing import NDArray
 
 from fdql.sac.jit import kernel
-from fdql.sac.kernels_critic import (
-    Critics,
-    Rates,
-    critics_gradient,
-    critics_step,
-    hidden_of,
-    priorities,
-    targets,
-)
+from fdql.sac.kernels_critic import Critics, Rates, critics_gradient, critics_step, hidden_of
 from fdql.sac.kernels_dense import forward, net_at, normalise_obs
-from fdql.sac.kernels_heads import boltzmann_value, mean_value, pessimistic, temperature_root
+from fdql.sac.kernels_heads import boltzmann_policy, temperature_root, values
 from fdql.sac.kernels_math import HALF
+from fdql.sac.kernels_targets import next_outputs, priorities, targets
 from fdql.sac.nets import F32
 
 F64 = NDArray[np.float64]
@@ -40,10 +34,10 @@ class Discrete(NamedTuple):
 
     order (B,)               row i of everything below is row order[i] of the batch, by action
     x next_x (B, O)          normalised observations
-    out (T, B, A K)          one critic's logits of every action, of each thread
-    online slow (2, B, A)    values of the online and of the target critics at s'
-    q low (B, A)             mean of the online critics; pessimistic value of the targets
-    v (B,)                   V(s')
+    out (T, B, A K)          one critic's outputs for every action, of each thread
+    online (2, B, A)         values of the online critics at s'
+    q policy (B, A)          their mean; pi(a|s')
+    bonus (B,)               entropy at s'; then what it adds to V(s')
     """
 
     order: I64
@@ -51,10 +45,9 @@ class Discrete(NamedTuple):
     next_x: F32
     out: F32
     online: F32
-    slow: F32
     q: F32
-    low: F32
-    v: F32
+    policy: F32
+    bonus: F32
 
 
 @kernel()
@@ -86,18 +79,16 @@ def _take_rows(source: F32, order: I64, out: F32) -> None:
 
 @kernel()
 def _action_values(c: Critics, d: Discrete, k: int) -> None:
-    """Q_k(s', .) of online and target critic k: online[k] and slow[k] (B, A)."""
+    """Q_k(s', .) of online critic k: online[k] (B, A); and what target critic k says of s'."""
     rows, actions = d.q.shape
     bins = c.support.size
     t = k % c.x1.shape[0]
-    logits, hidden = d.out[t], hidden_of(c, t)
-    lines = logits.reshape((rows * actions, bins))
+    out = d.out[t]
     net = net_at(c.params, 0, 2, k, d.next_x.shape[1], c.x1.shape[2], actions * bins)
-    forward(net, d.next_x, hidden, logits)
-    mean_value(lines, c.support, d.online[k].reshape(rows * actions))
-    net = net_at(c.target, 0, 2, k, d.next_x.shape[1], c.x1.shape[2], actions * bins)
-    forward(net, d.next_x, hidden, logits)
-    mean_value(lines, c.support, d.slow[k].reshape(rows * actions))
+    forward(net, d.next_x, hidden_of(c, t), out)
+    lines = out.reshape((rows * actions, bins))
+    values(c.head, lines, c.support, d.online[k].reshape(rows * actions))
+    next_outputs(c, d.next_x, k, out)
 
 
 @kernel(parallel=True)
@@ -129,17 +120,16 @@ def update_discrete(
     else:
         for k in range(2):
             _action_values(c, d, k)
-    pessimism = np.float32(rates.pessimism)
     for i in range(d.q.shape[0]):
         for a in range(d.q.shape[1]):
             d.q[i, a] = HALF * (d.online[0, i, a] + d.online[1, i, a])
-            d.low[i, a] = pessimistic(d.slow[0, i, a], d.slow[1, i, a], pessimism)
-
-    entropy = boltzmann_value(d.q, d.low, temperature, d.v)
-    clipped = targets(c, d.order, reward, discount, d.v, reward_scale[0], rates)
     root = np.nan
     if solve:
-        root = temperature_root(d.q, goal, rates.ln_min_temperature, d.v)
+        root = temperature_root(d.q, goal, rates.ln_min_temperature, d.policy, d.bonus)
+    entropy = boltzmann_policy(d.q, temperature, d.policy, d.bonus)
+    for i in range(d.bonus.size):
+        d.bonus[i] *= rates.entropy_backup * temperature
+    clipped = targets(c, d.policy, d.bonus, d.order, reward, discount, reward_scale[0], rates)
 
     loss = critics_gradient(c, d.x)
     norm = critics_step(c, rates, step)

@@ -230,6 +230,11 @@ def target_entropy(spec: NetSpec, config: SacConfig) -> float:
     return -best * math.log(best) - (n - 1) * other * math.log(other)
 
 
+def error_unit(spec: NetSpec, config: SacConfig) -> float:
+    """The error up to which samples are equal to LAP: a bin's width, or Huber's threshold."""
+    return config.quantile_huber if spec.head == "tqc" else 2.0 * spec.v_max / (spec.bins - 1)
+
+
 def pack_generator(rng: np.random.Generator) -> U64:
     """State of a PCG64 generator as (6,) uint64: plain numbers, no objects."""
     s = rng.bit_generator.state

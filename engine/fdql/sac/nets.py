@@ -26,8 +26,10 @@ class NetSpec:
     discrete       True: Boltzmann policy over the critics, no actor; False: tanh-Gaussian actor
     critic_width   units of each of the critics' two hidden layers
     actor_width    units of each of the actor's two hidden layers
-    bins, v_max    HL-Gauss support: `bins` centres evenly on [-v_max, v_max] (scaled reward units)
+    bins           outputs of a critic for one action: HL-Gauss's bins, or TQC's quantiles
+    v_max          HL-Gauss's bins are centred evenly on [-v_max, v_max] (scaled reward units)
     init_std       standard deviation before tanh that a fresh actor has everywhere
+    head           what these outputs are, one of HEADS
     image          (channels, height, width) of an input that is a stack of uint8 images, seen by an
                    encoder first; None: float32 vectors, normalised by their statistics
     """
@@ -40,6 +42,7 @@ class NetSpec:
     bins: int = 101
     v_max: float = 5.0
     init_std: float = 0.37
+    head: str = "hl_gauss"
     image: tuple[int, int, int] | None = None
 
     @property
@@ -63,6 +66,7 @@ class NetSpec:
         return self.action_dim * self.bins if self.discrete else self.bins
 
 
+HEADS = ("hl_gauss", "tqc")  # as sac.head names them; kernels know them by their place
 # log std = LOG_STD_MIN + LOG_STD_HALF * (1 + tanh(raw)): range -10..2 (FlashSAC, layer.py)
 LOG_STD_MIN = -10.0
 LOG_STD_HALF = 6.0
@@ -73,6 +77,13 @@ LAYER_NORM_EPS = 1e-5
 # update costs.
 CONVOLUTIONS = ((16, 8, 4), (32, 4, 2), (32, 3, 1))
 FEATURES = 256
+
+
+def output_support(spec: NetSpec) -> F32:
+    """(bins,) what a critic's outputs are about: the bins' values, or the quantiles' levels."""
+    if spec.head == "tqc":
+        return ((np.arange(spec.bins) + 0.5) / spec.bins).astype(np.float32)
+    return np.linspace(-spec.v_max, spec.v_max, spec.bins, dtype=np.float32)
 
 
 def encoder_shapes(spec: NetSpec) -> dict[str, tuple[int, ...]]:

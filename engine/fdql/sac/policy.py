@@ -17,7 +17,16 @@ from numpy.typing import NDArray
 from fdql.config import ExploreConfig
 from fdql.sac import health
 from fdql.sac import kernels_act as kernels
-from fdql.sac.nets import F32, OBS_CLIP, NetSpec, policy_shapes, size_of, views
+from fdql.sac.nets import (
+    F32,
+    HEADS,
+    OBS_CLIP,
+    NetSpec,
+    output_support,
+    policy_shapes,
+    size_of,
+    views,
+)
 
 I64 = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
@@ -37,7 +46,7 @@ class Policy:
         shapes = policy_shapes(spec)
         self.snapshot: Final[F32] = np.empty(size_of(shapes), dtype=np.float32)
         self._views: Final = views(self.snapshot, shapes)
-        self.support: Final[F32] = np.linspace(-spec.v_max, spec.v_max, spec.bins, dtype=np.float32)
+        self.support: Final[F32] = output_support(spec)
         self._encoder: Callable[[NDArray[np.uint8]], F32] | None = None
         if spec.image is not None:
             from fdql.sac.encoder import Encoder  # brings torch, which takes seconds
@@ -136,6 +145,7 @@ class Policy:
         )
         columns = (s.features, width, width, None, outputs, s.action_dim, s.action_dim)
         return kernels.Scratch(
+            HEADS.index(s.head),
             s.statistics,
             *(np.empty(rows if c is None else (rows, c), dtype=np.float32) for c in columns),
         )

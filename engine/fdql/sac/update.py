@@ -1,8 +1,9 @@
 """The reference learner: one SAC update in eager torch, read top to bottom.
 
-Entropy-free backup (Yu 2022), twin HL-Gauss critics on scaled rewards, exact Boltzmann policy for
-discrete actions, tanh-Gaussian actor for continuous ones. Reads batches as numpy arrays, writes the
-parameters and the batch's new priorities; the trainer is its only caller. Stage 5 of 8, `update`.
+Entropy-free backup (Yu 2022), twin distributional critics (critic_heads.py) on scaled rewards,
+exact Boltzmann policy for discrete actions, tanh-Gaussian actor for continuous ones. Reads batches
+as numpy arrays, writes the parameters and the batch's new priorities; the trainer is its only
+caller. Stage 5 of 8, `update`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from torch import Tensor
 from fdql.config import SacConfig
 from fdql.sac import encoder, heads
 from fdql.sac.adamw import adam_scalar_step, adamw_step, clip_gradient
-from fdql.sac.forward import Params, actor_moments, critic_logits
+from fdql.sac.critic_heads import critic_head
+from fdql.sac.forward import Params, actor_moments, critic_outputs
 from fdql.sac.kernels_images import interleaved
 from fdql.sac.learner import (
     F64,
@@ -31,6 +33,7 @@ from fdql.sac.learner import (
     NotFiniteError,
     check_batch,
     check_state,
+    error_unit,
     fill_snapshot,
     pack_generator,
     target_entropy,
@@ -63,7 +66,6 @@ class TorchLearner:
         self._device = torch.device(device)
         self._image_dtype = encoder.image_dtype(config.image_dtype, device)
         self.config = config
-        self._pessimism = config.pessimism_for(spec.discrete)
         self._exponent = priority_exponent
         self._rng = np.random.default_rng(seed)
         self.params = initialise(spec, self._rng)
@@ -75,10 +77,8 @@ class TorchLearner:
         self.updates = 0
         self._goal = target_entropy(spec, config)
         self._averages = Averages(spec.discrete)
-        self._centres = heads.bin_centres(spec.bins, spec.v_max).to(device)
-        self._edges = heads.bin_edges(spec.bins, spec.v_max).to(device)
-        self._width = heads.bin_width(spec.bins, spec.v_max)
-        self._sigma = config.sigma_bins * self._width
+        self._head = critic_head(spec, config, self._device)
+        self._unit = error_unit(spec, config)
         shapes = all_shapes(spec)
         keep = np.ones_like(self.params)
         for name, part in views(keep, shapes).items():
@@ -134,22 +134,21 @@ class TorchLearner:
             online = self._features(self._frozen, next_inputs)
             slow = self._features(self._frozen_target, next_inputs)
             if self.spec.discrete:
-                next_value = self._discrete_value(online, slow, temperature)
+                policy, surprise, outputs = self._discrete_next(online, slow, temperature)
             else:
-                next_value = self._continuous_value(online, slow)
-            y = heads.bellman_target(scaled, self._tensor(discount), next_value)
-            clipped = y.clamp(-self.spec.v_max, self.spec.v_max)
-            p = heads.hl_gauss_target(clipped, self._edges, self._sigma)
+                policy, surprise, outputs = self._continuous_next(online, slow)
+            bonus = self.config.entropy_backup * temperature * surprise
+            target = self._head.target(scaled, self._tensor(discount), policy, bonus, outputs)
         x = self._features(self._critic, inputs)
-        logits = self._critic_step(x, self._tensor(action), p)
+        outputs = self._critic_step(x, self._tensor(action), target.goal)
         with torch.no_grad():
-            q = heads.expected_value(logits, self._centres).mean(0)
-            error = clipped - q
-            priority = heads.lap_priority(error, self._width, self._exponent)
+            q = self._head.value(outputs).mean(0)
+            error = target.value - q
+            priority = heads.lap_priority(error, self._unit, self._exponent)
             priority_out[:] = priority.cpu().numpy()
             self._averages.add("q_mean", q.mean().item())
             self._averages.add("td_error", error.abs().mean().item())
-            self._averages.add("clipped_targets", (y != clipped).float().mean().item())
+            self._averages.add("clipped_targets", target.clipped)
         if not self.spec.discrete and self.updates % self.config.policy_delay == 0:
             self._actor_step(x.detach(), temperature)
         self._flat_target.lerp_(self._flat[: self._split], self.config.target_rate)
@@ -166,50 +165,51 @@ class TorchLearner:
         """What critics and actor see: the vector itself, or the encoder's view of images."""
         return inputs if self.spec.image is None else encoder.encode(p, inputs)
 
-    def _discrete_value(self, online_x: Tensor, slow_x: Tensor, temperature: float) -> Tensor:
-        """V(s'), (B,): policy from the online critics, values from the targets (double Q).
+    def _discrete_next(
+        self, online_x: Tensor, slow_x: Tensor, temperature: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """pi(a|s') (B, A), its entropy (B,), and what the target critics say of s' (2, B, A, K):
+        policy from the online critics, values from the targets (double Q).
 
         online_x, slow_x  features of s' of the online and of the target encoder
         Every SOLVE_EVERY updates the temperature of the next update moves towards its root.
         """
-        online = self._action_values(self._frozen, online_x).mean(0)
+        online = self._head.value(self._action_outputs(self._frozen, online_x)).mean(0)
         ln_policy = heads.boltzmann_policy(online, temperature)
-        self._averages.add("entropy", heads.mean_entropy(ln_policy).item())
+        entropy = heads.policy_entropy(ln_policy)
+        self._averages.add("entropy", entropy.mean().item())
         if self.updates % SOLVE_EVERY == 0:
             root = heads.temperature_root(online, self._goal, self.config.min_temperature)
             rate = 1.0 if self.updates <= SOLVE_WHOLE else SOLVE_RATE
             self.ln_temperature += rate * (root - self.ln_temperature)
-        slow = self._action_values(self._frozen_target, slow_x)
-        return heads.boltzmann_value(ln_policy, heads.pessimistic(slow, self._pessimism))
+        return ln_policy.exp(), entropy, self._action_outputs(self._frozen_target, slow_x)
 
-    def _continuous_value(self, online_x: Tensor, slow_x: Tensor) -> Tensor:
-        """V(s') = pessimistic Q(s', a'), (B,), at one action a' ~ pi(.|s')."""
+    def _continuous_next(self, online_x: Tensor, slow_x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As _discrete_next, of one a' ~ pi(.|s'): 1, -ln pi(a'|s'), outputs (2, B, 1, K)."""
         mean, ln_std = actor_moments(self._frozen, online_x)
-        next_action = torch.tanh(mean + ln_std.exp() * self._noise(len(online_x)))
-        logits = critic_logits(self._frozen_target, torch.cat([slow_x, next_action], 1))
-        q = heads.expected_value(logits, self._centres)
-        return heads.pessimistic(q, self._pessimism)
+        noise = self._noise(len(online_x))
+        pre_tanh = mean + ln_std.exp() * noise
+        inputs = torch.cat([slow_x, torch.tanh(pre_tanh)], 1)
+        outputs = critic_outputs(self._frozen_target, inputs)[:, :, None]
+        surprise = -heads.squashed_normal_ln_density(pre_tanh, noise, ln_std)
+        return torch.ones_like(surprise)[:, None], surprise, outputs
 
-    def _action_values(self, critic: Params, x: Tensor) -> Tensor:
-        """Q_i(s, a) of both critics and every discrete action, (2, B, A)."""
-        logits = critic_logits(critic, x)
-        return heads.expected_value(
-            logits.view(2, len(x), self.spec.action_dim, self.spec.bins), self._centres
-        )
+    def _action_outputs(self, critic: Params, x: Tensor) -> Tensor:
+        """What both critics say of every discrete action, (2, B, A, K)."""
+        return critic_outputs(critic, x).view(2, len(x), self.spec.action_dim, self.spec.bins)
 
-    def _critic_step(self, x: Tensor, action: Tensor, p: Tensor) -> Tensor:
-        """Move the critics towards the distributions p (B, K); returns the old logits (2, B, K)."""
+    def _critic_step(self, x: Tensor, action: Tensor, goal: Tensor) -> Tensor:
+        """Move the critics towards a Target's goal; returns the old outputs (2, B, K)."""
         if self.spec.discrete:
-            logits = critic_logits(self._critic, x)
-            logits = logits.view(2, len(x), self.spec.action_dim, self.spec.bins)
-            logits = logits[:, torch.arange(len(x), device=x.device), action.long()]
+            rows = torch.arange(len(x), device=x.device)
+            outputs = self._action_outputs(self._critic, x)[:, rows, action.long()]
         else:
-            logits = critic_logits(self._critic, torch.cat([x, action], 1))
-        loss = heads.cross_entropy(logits, p)
+            outputs = critic_outputs(self._critic, torch.cat([x, action], 1))
+        loss = self._head.loss(outputs, goal)
         norm = self._step("critic", loss, self._critic, slice(0, self._split), self.updates + 1)
         self._averages.add("critic_loss", loss.item())
         self._averages.add("critic_grad_norm", norm)
-        return logits.detach()
+        return outputs.detach()
 
     def _actor_step(self, x: Tensor, temperature: float) -> None:
         """Move the actor up the critics, ln temperature down entropy - goal (Haarnoja 2018)."""
@@ -219,8 +219,7 @@ class TorchLearner:
         std = ln_std.exp()
         pre_tanh = mean + std * noise
         ln_density = heads.squashed_normal_ln_density(pre_tanh, noise, ln_std)
-        logits = critic_logits(self._frozen, torch.cat([x, torch.tanh(pre_tanh)], 1))
-        q = heads.expected_value(logits, self._centres)
+        q = self._head.value(critic_outputs(self._frozen, torch.cat([x, torch.tanh(pre_tanh)], 1)))
         loss = heads.actor_loss(ln_density, q, temperature)
         norm = self._step("actor", loss, self._actor, slice(self._split, None), step)
 
