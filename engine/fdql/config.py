@@ -488,6 +488,10 @@ class Config:
     """Folder of this run, must not exist; None: runs/<env>/<time>-<seed>."""
     trace_seconds: float | None = None
     """Write a timeline of this many seconds of all processes to trace.json in the run folder."""
+    tensorboard: bool = False
+    """Write the metrics for TensorBoard too, into tensorboard/ in the run folder."""
+    wandb: bool = False
+    """Send metrics and settings to Weights & Biases too; WANDB_MODE=offline keeps them here."""
     sac: SacConfig = field(default_factory=SacConfig)
     replay: ReplayConfig = field(default_factory=ReplayConfig)
     explore: ExploreConfig = field(default_factory=ExploreConfig)

@@ -46,7 +46,7 @@ def conclude(report: Report, exit_reason: str, problem: str | None) -> RunResult
         return result
     folder.metrics(report.row())
     folder.summary(summary)
-    folder.close()
+    folder.close(result.exit_code)
     first = report.first_time_at_stop_return
     solved = f", {report.threshold:g} reached after {first['seconds']:.1f} s" if first else ""
     board.note(

@@ -12,6 +12,7 @@ from typing import Any
 import gymnasium as gym
 
 from fdql.config import ConfigError
+from fdql.extras import missing
 
 Env = gym.Env[Any, Any]
 
@@ -27,7 +28,7 @@ _LEGACY_ATARI = re.compile(r"^\w+-v[04]$")
 _EXTRAS = {"box2d": "box2d", "classic_control": "classic", "mujoco": "mujoco", "ale_py": "atari"}
 
 
-def from_registry(env: str) -> Env:
+def from_registry(env: str, render_mode: str | None = None) -> Env:
     """Make the environment of a Gymnasium id, an Atari game with its preprocessing.
 
     Raises ConfigError: unknown id (with near ones), missing extra (with the command).
@@ -37,17 +38,17 @@ def from_registry(env: str) -> Env:
             try:
                 _import_plugin(package)
             except ImportError as error:
-                raise ConfigError(_missing(env, extra, error)) from None
+                raise missing(f"env = {env!r}", extra, error) from None
     registered, aside = _lookup(env)
     entry = str(getattr(registered, "entry_point", ""))
     try:
         if "ale_py" in entry:
-            return _atari(env)
+            return _atari(env, render_mode)
         # Gymnasium's passive checker only warns, and does so at the price of every step.
-        made: Env = gym.make(env, disable_env_checker=True)
+        made: Env = gym.make(env, disable_env_checker=True, render_mode=render_mode)
     except gym.error.DependencyNotInstalled as error:
         extra = next((x for key, x in _EXTRAS.items() if key in entry), "envs")
-        raise ConfigError(_missing(env, extra, error)) from None
+        raise missing(f"env = {env!r}", extra, error) from None
     except (gym.error.Error, ModuleNotFoundError) as error:
         near = difflib.get_close_matches(env, list(gym.registry), n=3, cutoff=0.5)
         hint = f"did you mean {', '.join(near)}?" if near else "CartPole-v1 works"
@@ -78,14 +79,17 @@ def _lookup(env: str) -> tuple[Any, str]:
         try:
             _import_plugin("ale_py")
         except ImportError as error:
-            return None, f". If it is an Atari game: {_missing(env, 'atari', error)}"
+            reason = missing(f"env = {env!r}", "atari", error)
+            return None, f". If it is an Atari game: {reason}"
         found = _spec(env)
     return found, ""
 
 
-def _atari(env: str) -> Env:
+def _atari(env: str, render_mode: str | None) -> Env:
     # Grey screens save the making of coloured ones, which nobody looks at.
-    screens = gym.make(env, frameskip=1, obs_type="grayscale", disable_env_checker=True)
+    screens = gym.make(
+        env, frameskip=1, obs_type="grayscale", disable_env_checker=True, render_mode=render_mode
+    )
     game: Env = gym.wrappers.AtariPreprocessing(
         screens, noop_max=30, frame_skip=4, screen_size=84, terminal_on_life_loss=False
     )
@@ -121,11 +125,3 @@ class FireToStart(gym.Wrapper[Any, Any, Any, Any]):
             reward = float(reward) + float(more)
         self.lives = info.get("lives", 0)
         return obs, reward, terminated, truncated, info
-
-
-def _missing(env: str, extra: str, error: Exception) -> str:
-    return (
-        f"env = {env!r} needs a package that is not installed ({error}); install the extra "
-        f"{extra!r}: "
-        f'pip install -c constraints.txt -e ".[{extra}]"'
-    )

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any, TextIO
@@ -15,6 +16,7 @@ import tomli_w
 from fdql.checkpoint import write_json
 from fdql.config import Config, ConfigError
 from fdql.config_file import to_dict
+from fdql.trackers import Trackers
 
 SUMMARY_FORMAT = 2  # 2: stages_us holds times only, `processes` the rest; see docs/adr/0008
 
@@ -64,6 +66,7 @@ class RunFolder:
     """Creates the folder; one writer, the supervisor (or serial mode)."""
 
     def __init__(self, config: Config) -> None:
+        self._trackers = Trackers(config)  # a missing extra is said before anything is written
         if config.run_dir is None:
             stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.seed}"
             parent = Path("runs") / config.env.replace("/", "-").replace(":", "-")
@@ -100,11 +103,22 @@ class RunFolder:
         self._csv = csv.DictWriter(self._progress, COLUMNS, extrasaction="ignore")
         self._csv.writeheader()
         self._log: TextIO = (path / "log.txt").open("w", encoding="utf-8", buffering=1)
+        try:
+            self._trackers.open(path)
+        except ConfigError:
+            self.discard()
+            raise
 
     def metrics(self, row: dict[str, Any]) -> None:
-        """Append a row to metrics.jsonl (all keys) and progress.csv (COLUMNS)."""
+        """Append a row to metrics.jsonl (all keys), progress.csv (COLUMNS) and to the trackers."""
         self._metrics.write(json.dumps(row) + "\n")
         self._csv.writerow(row)
+        self._say(self._trackers.row(row))
+
+    def _say(self, problems: list[str]) -> None:
+        for problem in problems:
+            self.log(problem)
+            print(problem, file=sys.stderr, flush=True)
 
     def log(self, line: str) -> None:
         """Append a line to log.txt."""
@@ -114,8 +128,9 @@ class RunFolder:
         """Write summary.json, atomically."""
         write_json(self.path / "summary.json", {"format": SUMMARY_FORMAT} | values)
 
-    def close(self) -> None:
-        """Close the files."""
+    def close(self, exit_code: int = 0) -> None:
+        """Close the trackers, which are told how the run ended, and the files."""
+        self._say(self._trackers.close(exit_code))
         for file in (self._metrics, self._progress, self._log):
             file.close()
 
