@@ -8,10 +8,11 @@ once, at the start, by `describe`.
 from __future__ import annotations
 
 import importlib
+import inspect
 import math
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -134,23 +135,25 @@ def is_factory(env: str) -> bool:
     return ":" in env and not re.search(r"-v\d+$", env)
 
 
-def make_env(env: str) -> Env:
+def make_env(env: str, render_mode: str | None = None) -> Env:
     """Make the environment named by a Gymnasium id or by `module:factory`.
 
     The id of an Atari game gives it as gymnasium.wrappers.AtariPreprocessing does: 84 x 84 grey
     pixels, 4 frames to a step, up to 30 idle frames at the start; where there is a button it is
     pressed at the start of every life. Whether actions stick is the id's to say: with probability
-    0.25 in ALE/*-v5 and *-v0, never in *-v4. What a factory makes is left as it is.
+    0.25 in ALE/*-v5 and *-v0, never in *-v4. What a factory makes is left as it is; it is given the
+    render_mode, Gymnasium's "rgb_array", when one is asked for.
 
     Raises ConfigError: unknown id (with near ones), missing extra (with the command), a factory
     that cannot be imported or does not return an environment.
     """
     if is_factory(env):
-        return _from_factory(env, *env.split(":", 1))
-    return from_registry(env)
+        return _from_factory(env, render_mode)
+    return from_registry(env, render_mode)
 
 
-def _from_factory(env: str, module_name: str, factory: str) -> Env:
+def _from_factory(env: str, render_mode: str | None) -> Env:
+    module_name, _, factory = env.partition(":")
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.insert(
             0, here
@@ -171,12 +174,25 @@ def _from_factory(env: str, module_name: str, factory: str) -> Env:
         raise ConfigError(
             f"env = {env!r}: {factory!r} is not callable; it must return a gymnasium.Env"
         )
-    made = target()
+    if render_mode is not None and not _takes(target, "render_mode"):
+        raise ConfigError(
+            f"env = {env!r}: to be drawn it must be made with render_mode = {render_mode!r}, and "
+            f"{factory!r} has no such argument; def {factory}(render_mode=None) works"
+        )
+    made = target() if render_mode is None else target(render_mode=render_mode)
     if not isinstance(made, gym.Env):
         raise ConfigError(
             f"env = {env!r}: {factory!r} returned {type(made).__name__}, not a gymnasium.Env"
         )
     return made
+
+
+def _takes(factory: Callable[..., Any], name: str) -> bool:
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except (TypeError, ValueError):  # one that is not written in Python
+        return False
+    return any(p.name == name or p.kind is p.VAR_KEYWORD for p in parameters)
 
 
 def describe(env: str, made: Env) -> EnvSpec:

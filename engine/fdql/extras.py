@@ -10,10 +10,11 @@ from fdql.config import ConfigError
 
 def missing(wanted_by: str, extra: str, error: Exception) -> ConfigError:
     """The error that names the extra and the command."""
+    from fdql.requirements import install  # of no use to a process that lacks nothing
+
     return ConfigError(
         f"{wanted_by} needs a package that is not installed ({error}); install the extra "
-        f"{extra!r}: "
-        f'pip install -c constraints.txt -e ".[{extra}]"'
+        f"{extra!r}: {install(extra)}"
     )
 
 

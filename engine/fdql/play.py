@@ -141,17 +141,12 @@ def load(run_dir: str | Path, which: str | int = "best") -> Policy:
         raise CheckpointError(f"{file}: not a policy of fdql ({error!r})") from None
 
 
-def evaluate(
-    policy: Policy, env: str | None = None, episodes: int = 20, seed: int = 0
-) -> Evaluation:
-    """Play `episodes` greedy episodes, in `env` or in the one it was trained on, from other starts
-    than those that chose the best policy.
+def environment_of(policy: Policy, env: str | None = None) -> EnvSpec:
+    """The environment to play a policy in: `env`, or the one it was trained on.
 
     Raises ConfigError when the spaces of `env` are not those of the policy, and when the policy's
     file names a module:factory and `env` does not repeat it: a file never decides what code runs.
     """
-    if episodes < 1:
-        raise ConfigError(f"episodes = {episodes}: must be at least 1; 20 works")
     name = env or policy.env.env
     if env is None and is_factory(name):
         raise ConfigError(
@@ -166,4 +161,16 @@ def evaluate(
             f"env = {name!r}: its spaces are not those of {policy.env.env!r}, which the policy "
             "was trained on"
         )
+    return spec
+
+
+def evaluate(
+    policy: Policy, env: str | None = None, episodes: int = 20, seed: int = 0
+) -> Evaluation:
+    """Play `episodes` greedy episodes, in `env` or in the one it was trained on, from other starts
+    than those that chose the best policy. Raises ConfigError as environment_of does.
+    """
+    if episodes < 1:
+        raise ConfigError(f"episodes = {episodes}: must be at least 1; 20 works")
+    spec = environment_of(policy, env)
     return play(policy.network, spec, episodes, seed, policy.discount)

@@ -19,6 +19,8 @@ class EvalArguments:
     """Seed of the episodes' starts."""
     which: str = "best"
     """best: the policy with the best evaluation; last: the last one; 1 to 10: by rank."""
+    video: bool = False
+    """Film the first episode too, into videos/ of the run folder."""
 
 
 def run(words: list[str]) -> int:
@@ -29,7 +31,8 @@ def run(words: list[str]) -> int:
     a = tyro.cli(EvalArguments, args=words, prog="fdql eval", config=positional)
     from fdql.play import evaluate, load
 
-    result = evaluate(load(a.run, a.which), a.env, a.episodes, a.seed)
+    policy = load(a.run, a.which)
+    result = evaluate(policy, a.env, a.episodes, a.seed)
     low_high = result.interval
     interval = f"95 % of the mean {low_high[0]:.1f} to {low_high[1]:.1f}, " if low_high else ""
     print(
@@ -37,4 +40,10 @@ def run(words: list[str]) -> int:
         f"({interval}min {result.returns.min():.1f}, max {result.returns.max():.1f}, "
         f"mean length {result.lengths.mean():.0f})"
     )
+    if a.video:
+        from pathlib import Path
+
+        from fdql.video import record
+
+        print(record(policy, a.env, a.seed, Path(a.run)))
     return 0

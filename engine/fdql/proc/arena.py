@@ -69,10 +69,13 @@ class Arena:
     Atari games are played to their end, lost lives and all, and count their rewards as they are.
     """
 
-    def __init__(self, env: EnvSpec, seeds: list[int], longest: int, discount: float) -> None:
+    def __init__(
+        self, env: EnvSpec, seeds: list[int], longest: int, discount: float,
+        render_mode: str | None = None,
+    ) -> None:  # fmt: skip
         self.episodes, self.longest, self.discount = len(seeds), longest, discount
         self.seeds, self.atari = seeds, env.atari
-        self.envs = [make_env(env.env) for _ in range(min(len(seeds), MOST_ENVS))]
+        self.envs = [make_env(env.env, render_mode) for _ in range(min(len(seeds), MOST_ENVS))]
         self.lives = [0] * len(self.envs)  # left in Atari games
         self.scale = ActionScale(env)
         rows = np.zeros((len(self.envs), env.stack * env.obs_dim), dtype=env.rows.obs_dtype)
