@@ -8,11 +8,12 @@ import json
 from pathlib import Path
 
 import pytest
-from fdql.board import ROWS, Board
+from fdql.board import ROWS, Board, Curve, clock, duration, rounded
 from fdql.bottleneck import Setting, bottleneck
 from fdql.budget import Account, Reading
 from fdql.config import Config, ConfigError, SacConfig
 from fdql.config_file import load_toml
+from fdql.progress import Bar, Progress
 from fdql.run_folder import RunFolder
 from rich.console import Console
 
@@ -31,6 +32,7 @@ ROW = {
     "engine/policy_lag_p50": 9.0,
     "engine/policy_lag_p99": 25.0,
     "replay/size": 2990,
+    "engine/memory_mib": 612.3,
 }
 READING = Reading(count=9_999_999, per_second=12_345.6, share=0.123, p50=123456.7, p99=9876543.2,
                   p999=1e9)  # fmt: skip
@@ -47,6 +49,16 @@ ACCOUNTS = {
     )
     for role, names in ROWS.items()
 }
+PROGRESS = Progress(
+    bars=(
+        Bar("warm-up updates", 99_999, 999_999),
+        Bar("replay", 999_999_999, 1_000_000_000),
+        Bar("evaluation", 12, 20),
+        Bar("checkpoint", 1, 2),
+    ),
+    returns=tuple(float(i) for i in range(-150, 50)),
+    seconds_left=3723.4,
+)
 LONGEST = "word " * 31 + "end"  # the longest sentence that bottleneck gives, within 2 characters
 
 
@@ -97,18 +109,20 @@ def test_the_live_board_fits_a_small_terminal(monkeypatch):
     out = io.StringIO()
     console = Console(file=out, width=80, height=24, force_terminal=True, color_system=None)
     board.console = console
-    console.print(board.picture(ROW, ACCOUNTS, LONGEST))
+    console.print(board.picture(ROW, ACCOUNTS, LONGEST, PROGRESS))
     lines = out.getvalue().splitlines()
-    assert len(lines) <= 24
+    assert len(lines) <= 23  # of 24: the cursor has the last
     assert all(len(line) <= 80 for line in lines)
-    for shown in ("475.0", "3,000", "32.00", "97%", "9 / 25", "12.3%", "end"):
+    assert "…" not in out.getvalue()  # nothing is cut
+    for shown in (
+        "475.0", "3,000", "32.00", "97%", "9 / 25", "12.3%", "end", "612 MiB", "1:02:03",
+        "99.9k of 999k", "999M of 1G", "12 of 20", "checkpoint", "-150.0", "49.0",
+    ):  # fmt: skip
         assert shown in out.getvalue()
     for names in ROWS.values():
         for name in names:
             (line,) = [line for line in lines if name in line.split()]
-            assert "123,456.7" in line  # nothing is cut
-            assert "9,876,543.2" in line
-            assert "12,346" in line
+            assert "123ms 9.877s  12.3%" in line
 
 
 def test_the_eight_stages_are_on_the_board():
@@ -120,9 +134,9 @@ def test_a_board_in_plain_lines_shows_at_its_interval():
     board = Board("t")
     board.console = Console(file=io.StringIO(), width=80)
     assert board.due
-    board.show(ROW, ACCOUNTS, LONGEST)
+    board.show(ROW, ACCOUNTS, LONGEST, PROGRESS)
     assert not board.due
-    board.show(ROW, ACCOUNTS, LONGEST)
+    board.show(ROW, ACCOUNTS, LONGEST, PROGRESS)
     assert len(board.console.file.getvalue().splitlines()) == 1
 
 
@@ -133,8 +147,51 @@ def test_missing_metrics_are_dashes_not_errors():
         for k in ("time/time_elapsed", "time/total_timesteps", "time/fps", "train/n_updates")
     }
     nothing_yet = bottleneck({}, Setting(2, 1, 8, 32.0)).sentence
-    board.show(row, {}, nothing_yet)
+    board.show(row, {}, nothing_yet, Progress())
     out = io.StringIO()
-    Console(file=out, width=80, color_system=None).print(board.picture(row, {}, nothing_yet))
+    Console(file=out, width=80, color_system=None).print(
+        board.picture(row, {}, nothing_yet, Progress())
+    )
     assert "-" in out.getvalue()
     assert "nan" not in out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("us", "shown"),
+    [(0.0, "0.0us"), (9.44, "9.4us"), (99.6, "100us"), (999.6, "1.0ms"), (2345.0, "2.3ms"),
+     (99_960.0, "100ms"), (999_600.0, "0.9996s"), (9_876_543.2, "9.877s")],
+)  # fmt: skip
+def test_times_are_short(us, shown):
+    assert duration(us) == shown
+    assert len(shown) <= 7
+
+
+def test_counts_are_short_and_never_too_large():
+    shown = [rounded(n) for n in (0, 999, 1000, 1999, 99_999, 100_000, 999_999, 10**6, 10**9)]
+    assert shown == ["0", "999", "1k", "1.9k", "99.9k", "100k", "999k", "1M", "1G"]
+
+
+def test_times_of_day_length():
+    values = (None, float("inf"), 4.25, 59.96, 65.0, 7384.0)
+    assert [clock(v) for v in values] == ["-", "-", "4.2 s", "1:00", "1:05", "2:03:04"]
+
+
+def curve(values: list[float], width: int, encoding: str = "utf-8") -> list[str]:
+    class Screen(io.StringIO):
+        pass
+
+    Screen.encoding = encoding
+    screen = Screen()
+    Console(file=screen, width=width, color_system=None).print(Curve(values))
+    return screen.getvalue().splitlines()
+
+
+def test_the_curve_goes_from_lowest_to_highest():
+    # 16 heights in two lines of 8: the lowest of 3 values has 1, the middle one 1 + 7.5 -> 9
+    assert curve([0.0, 5.0, 10.0], 13) == ["     10.0  ▁█", "      0.0 ▁██"]
+    assert curve([0.0, 5.0, 10.0], 40) == ["     10.0    ▁▁▁███", "      0.0 ▁▁▁██████"]
+    # two of each become one
+    assert curve([0.0, 0.0, 5.0, 5.0, 10.0, 10.0], 13) == ["     10.0  ▁█", "      0.0 ▁██"]
+    assert curve([3.0], 11) == ["      3.0  ", "      3.0 ▁"]
+    assert curve([], 20) == [" " * 10, " " * 10]
+    assert curve([0.0, float("nan"), 10.0], 12, "ascii") == ["     10.0  @", "      0.0 .@"]

@@ -58,7 +58,7 @@ class Counter(IntEnum):
     """Counters of a record; the role that writes it stands beside it."""
 
     STEPS = 0  # worker: environment steps handed over, over all its incarnations
-    EPISODES = 1  # worker
+    EPISODES = 1  # worker; evaluator: those ended of the evaluation that it plays, or played last
     INCARNATION = 2  # worker: 1 at first, one more at every restart
     UPDATES = 3  # trainer
     INSERTED = 4  # trainer: environment steps stored in the replay

@@ -20,6 +20,7 @@ from fdql.machine import allowed_cores
 from fdql.proc.governor import Governor
 from fdql.proc.memory import RECORD_EVALUATOR, RECORD_INFERENCE, RECORD_TRAINER, RunMemory, RunPlan
 from fdql.profile import Counter, Stage, counts, percentiles
+from fdql.progress import ProgressMeter
 from fdql.run_folder import RunFolder
 
 EPISODES_AVERAGED = 100  # of the training return, as in Stable Baselines
@@ -59,6 +60,7 @@ class Report:
             }
         )
         self.governor = Governor(plan.config)
+        self.meter = ProgressMeter(plan, memory)
         self.setting = Setting(
             cores=allowed_cores(),
             workers=plan.workers,
@@ -118,6 +120,7 @@ class Report:
 
     def _evaluated(self) -> None:
         e = self.evaluation
+        self.meter.returns.append(e["mean"])
         self.unimproved = 0 if e["rank"] == 1 else self.unimproved + 1
         solved = self.threshold is not None and e["mean"] >= self.threshold
         if solved and self.first_time_at_stop_return is None:
@@ -168,7 +171,10 @@ class Report:
             row["rollout/ep_len_mean"] = sum(self.lengths) / len(self.lengths)
         for key, value in self.learner.items():
             row[f"train/{'ent_coef' if key == 'temperature' else key}"] = value
-        if not self.plan.config.serial:  # a lockstep run has neither
+        if not self.plan.config.serial:  # a lockstep run has none of these
+            row["engine/memory_mib"] = round(
+                self.meter.memory(self.ledger.pids.values()) / 2**20, 1
+            )
             row["engine/duty_cycle"] = self.duty_cycle()
             row["engine/policy_lag_p50"], row["engine/policy_lag_p99"] = self.policy_lag()
         if self.evaluation:
@@ -211,14 +217,15 @@ class Report:
         if not self.plan.config.serial:  # nothing in a lockstep run's files depends on time
             row |= metrics(recent) | {"budget/limited_by": verdict.limit}
         self.folder.metrics(row)
-        self.board.show(row, recent, verdict.sentence)
+        self.board.show(row, recent, verdict.sentence, self.meter.look(row["time/fps"]))
 
     def show(self) -> None:
         """Show the current metrics if the board is due, write nothing."""
         self.ledger.look(training=self.updates > 0)
         if self.board.due:
-            recent = self.ledger.recent()
-            self.board.show(self.row(), recent, self.limit(recent).sentence)
+            row, recent = self.row(), self.ledger.recent()
+            progress = self.meter.look(row["time/fps"])
+            self.board.show(row, recent, self.limit(recent).sentence, progress)
 
     def summary(self, exit_reason: str, problem: str | None) -> dict[str, Any]:
         """The run in one table; see README for the keys."""

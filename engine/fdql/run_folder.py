@@ -51,6 +51,7 @@ COLUMNS = (
     "engine/policy_lag_p50",
     "engine/policy_lag_p99",
     "engine/restarts",
+    "engine/memory_mib",
 )
 
 

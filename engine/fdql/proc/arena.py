@@ -77,6 +77,7 @@ class Arena:
         self.seeds, self.atari = seeds, env.atari
         self.envs = [make_env(env.env, render_mode) for _ in range(min(len(seeds), MOST_ENVS))]
         self.lives = [0] * len(self.envs)  # left in Atari games
+        self.ended = 0  # episodes of the evaluation that is played, or was last
         self.scale = ActionScale(env)
         rows = np.zeros((len(self.envs), env.stack * env.obs_dim), dtype=env.rows.obs_dtype)
         self.to_row, self.stacks = env.to_row, FrameStacks(rows, env.stack)
@@ -90,7 +91,7 @@ class Arena:
         discounted, values = np.zeros(self.episodes), np.zeros(self.episodes, dtype=np.float32)
         weight = np.ones(self.episodes)  # of the next reward in the discounted sum
         episode = list(range(n))  # that each environment is playing
-        started = n
+        started, self.ended = n, 0
         for i in range(n):
             self._reset(i, i)
         live = list(range(n))
@@ -118,7 +119,9 @@ class Arena:
                     self.lives[i] = lives
                 if not (terminated or truncated or lengths[e] >= self.longest):
                     self.stacks.push(i, self.to_row(step))
-                elif started < self.episodes:
+                    continue
+                self.ended += 1
+                if started < self.episodes:
                     episode[i] = started
                     self._reset(i, started)
                     started += 1

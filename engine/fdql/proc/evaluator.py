@@ -71,6 +71,7 @@ class Evaluator:
         def asked() -> bool:
             nonlocal last
             last = self.record.observe_since(Stage.EVALUATE, last)
+            self.record.set(Counter.EPISODES, self.arena.ended)
             return goes_on()
 
         return asked
@@ -92,6 +93,7 @@ class Evaluator:
         if result is None:
             return None
         self.record.add(Counter.EVALUATIONS, 1)
+        self.record.set(Counter.EPISODES, self.arena.ended)
         rank = self.leaderboard.rank(result.mean)
         if rank is not None:
             self._keep(flat, result, updates, steps)
