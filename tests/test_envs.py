@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gymnasium as gym
 import numpy as np
 import pytest
 from fdql.config import BadValueError, ConfigError
@@ -54,6 +55,18 @@ def test_an_unsupported_space_is_named(own_environments, name, says):
         describe(f"own_envs:{name}", made)
     made.close()
     assert says in str(caught.value)
+
+
+def test_an_environment_that_takes_no_render_mode_is_made_but_not_drawn(own_environments):
+    from own_envs import Counting
+
+    gym.register("Plain-v0", entry_point=Counting)
+    try:
+        make_env("Plain-v0").close()
+        with pytest.raises(ConfigError, match=r"cannot be drawn.*leaving --video out works"):
+            make_env("Plain-v0", "rgb_array")
+    finally:
+        del gym.registry["Plain-v0"]
 
 
 def test_facts_of_known_environments():

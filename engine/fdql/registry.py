@@ -41,14 +41,23 @@ def from_registry(env: str, render_mode: str | None = None) -> Env:
                 raise missing(f"env = {env!r}", extra, error) from None
     registered, aside = _lookup(env)
     entry = str(getattr(registered, "entry_point", ""))
+    # Named only when it is asked for: not every environment has such an argument.
+    drawn: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
     try:
         if "ale_py" in entry:
-            return _atari(env, render_mode)
+            return _atari(env, **drawn)
         # Gymnasium's passive checker only warns, and does so at the price of every step.
-        made: Env = gym.make(env, disable_env_checker=True, render_mode=render_mode)
+        made: Env = gym.make(env, disable_env_checker=True, **drawn)
     except gym.error.DependencyNotInstalled as error:
         extra = next((x for key, x in _EXTRAS.items() if key in entry), "envs")
         raise missing(f"env = {env!r}", extra, error) from None
+    except TypeError as error:
+        if render_mode is None:
+            raise
+        raise ConfigError(
+            f"env = {env!r} cannot be drawn: it does not take render_mode = {render_mode!r} "
+            f"({error}); leaving --video out works"
+        ) from None
     except (gym.error.Error, ModuleNotFoundError) as error:
         near = difflib.get_close_matches(env, list(gym.registry), n=3, cutoff=0.5)
         hint = f"did you mean {', '.join(near)}?" if near else "CartPole-v1 works"
@@ -85,11 +94,9 @@ def _lookup(env: str) -> tuple[Any, str]:
     return found, ""
 
 
-def _atari(env: str, render_mode: str | None) -> Env:
+def _atari(env: str, **drawn: Any) -> Env:
     # Grey screens save the making of coloured ones, which nobody looks at.
-    screens = gym.make(
-        env, frameskip=1, obs_type="grayscale", disable_env_checker=True, render_mode=render_mode
-    )
+    screens = gym.make(env, frameskip=1, obs_type="grayscale", disable_env_checker=True, **drawn)
     game: Env = gym.wrappers.AtariPreprocessing(
         screens, noop_max=30, frame_skip=4, screen_size=84, terminal_on_life_loss=False
     )
