@@ -153,7 +153,7 @@ class Report:
         """
         now, steps, updates = self.elapsed(), self.env_steps, self.updates
         then, old_steps, old_updates = self._last
-        if now - then > 1.0:
+        if now - then > 1.0 and self.ledger.last is None:  # the run's end is not its speed
             self._speed = (steps - old_steps) / (now - then), (updates - old_updates) / (now - then)
             self._last = now, steps, updates
         row: dict[str, Any] = {
