@@ -33,7 +33,7 @@ def test_a_missing_extra_is_named_with_its_command(monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "pybullet_envs_gymnasium", None)  # import raises ImportError
-    with pytest.raises(ConfigError, match=r"extra 'bullet': pip install .*\[bullet\]"):
+    with pytest.raises(ConfigError, match=r"extra 'bullet': .*pip install .*\[bullet\]"):
         make_env("HopperBulletEnv-v0")
 
 
@@ -160,7 +160,7 @@ def test_a_game_without_the_extra_names_its_command(monkeypatch, game):
     import sys
 
     monkeypatch.setitem(sys.modules, "ale_py", None)  # import raises ImportError
-    with pytest.raises(ConfigError, match=r"extra 'atari': pip install .*\[atari\]"):
+    with pytest.raises(ConfigError, match=r"extra 'atari': .*pip install .*\[atari\]"):
         make_env(game)
 
 
