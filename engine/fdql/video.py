@@ -19,7 +19,7 @@ from fdql.play import Policy, environment_of
 from fdql.proc.arena import AFTERWARDS, Arena, start_seeds
 
 MOST_FRAMES = 9000  # five minutes at 30 a second
-ATARI_FRAMES = 4  # of the game in one step, of which the last is drawn
+ATARI_FPS = 15.0  # a game has 60 pictures a second; a step takes four, of which the last is drawn
 
 
 class Film:
@@ -80,7 +80,7 @@ def film(policy: Policy, spec: EnvSpec, seed: int, path: Path) -> tuple[float, f
     seeds = start_seeds(seed, AFTERWARDS, 1)
     arena = Arena(spec, seeds, 27_000, policy.discount, render_mode="rgb_array")
     (drawn,) = arena.envs
-    fps = float(drawn.metadata.get("render_fps") or 30) / (ATARI_FRAMES if spec.atari else 1)
+    fps = ATARI_FPS if spec.atari else float(drawn.metadata.get("render_fps") or 30)
     movie, done = Film(path, min(max(fps, 1.0), 120.0)), False
 
     def shoot() -> bool:
