@@ -163,7 +163,10 @@ def timed_run(
             run_dir=str(Path(parent) / "run"),
             total_timesteps=ENDLESS,
             stop_at_return="never",
+            stop_without_improvement=None,
             trace_seconds=None,
+            tensorboard=False,
+            wandb=False,
             explore=replace(config.explore, warmup_steps=warmup),
         )
         config, _ = check_memory(resolve(config, cores=cores, env=env), env)
