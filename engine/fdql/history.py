@@ -57,8 +57,8 @@ class History:
 
     @property
     def videos(self) -> list[Path]:
-        """Its videos, the newest last."""
-        found = [p for p in (self.path / "videos").glob("*.mp4") if p.is_file()]
+        """Its videos, the newest last; no link to a file elsewhere, nothing that is no MP4."""
+        found = [p for p in (self.path / "videos").glob("*.mp4") if _is_film(p)]
         return sorted(found, key=lambda p: p.stat().st_mtime)
 
     def curves(self, keys: Iterable[str]) -> tuple[dict[str, Curve], set[str]]:
@@ -122,6 +122,13 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         at = f"{prefix}{key}"
         out |= flat(value, f"{at}.") if isinstance(value, dict) else {at: value}
     return out
+
+
+def _is_film(file: Path) -> bool:
+    if file.is_symlink() or not file.is_file():
+        return False
+    with file.open("rb") as film:
+        return film.read(8)[4:] == b"ftyp"
 
 
 def _table(file: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from fdql import __version__
 from fdql.checkpoint import write_bytes
 from fdql.config import ConfigError
+from fdql.extras import require
 from fdql.history import Group, History, find_runs, groups, is_number
 from fdql.plot import draw
 
@@ -116,9 +117,7 @@ def _figures(found: Sequence[Group]) -> str:
     for key, x, heading in CURVES:
         try:
             svg = draw(found, key, x, "svg").decode()
-        except ConfigError as error:
-            if "extra" in str(error):  # matplotlib is missing
-                raise
+        except ConfigError:
             continue  # no run has this value, a serial one no duty cycle
         svg = svg[svg.index("<svg") :]  # without the XML declaration and document type
         out.append(f"<figure><figcaption>{text(heading)}</figcaption>{svg}</figure>")
@@ -126,8 +125,7 @@ def _figures(found: Sequence[Group]) -> str:
 
 
 def _bar(busy: Any, waiting: Any) -> str:
-    widths = [min(100.0, max(0.0, 100.0 * float(v))) if is_number(v) else 0.0
-              for v in (busy, waiting)]  # fmt: skip
+    widths = [min(100.0, max(0.0, 100 * v)) if is_number(v) else 0.0 for v in (busy, waiting)]
     return (
         f'<span class="bar"><span class="busy" style="width:{widths[0]:.1f}%"></span>'
         f'<span class="wait" style="width:{widths[1]:.1f}%"></span></span>'
@@ -172,15 +170,8 @@ def _leaderboard(run: History) -> str:
         for rank, e in enumerate(run.leaderboard, 1)
     ]  # fmt: skip
     heads = (
-        "rank",
-        "mean",
-        "deviation",
-        "95 % of the mean",
-        "episodes",
-        "steps",
-        "updates",
-        "file",
-    )
+        "rank", "mean", "deviation", "95 % of the mean", "episodes", "steps", "updates", "file",
+    )  # fmt: skip
     return "<h3>Best policies</h3>" + table(heads, rows)
 
 
@@ -215,7 +206,8 @@ def _run(run: History) -> str:
 
 
 def page(runs: Sequence[History]) -> str:
-    """The page of these runs."""
+    """The page of these runs. Raises ConfigError when matplotlib is not installed."""
+    require("matplotlib", "plot", "fdql report")
     found = groups(runs)
     return (
         '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
