@@ -107,7 +107,9 @@ def check(learner: Learner, updates: int) -> None:
     metrics = learner.metrics()
     assert all(np.isfinite(v) for v in metrics.values())
     assert learner.updates == updates
-    assert updates < 100 or metrics["critic_loss"] < 2 * np.log(101)
+    if updates >= 100 and learner.spec.head == "hl_gauss":
+        assert metrics["critic_loss"] < 2 * np.log(101)
+    assert metrics["td_error"] < 1.5
 
 
 @pytest.mark.parametrize("make", [CompiledLearner, TorchLearner])
