@@ -35,7 +35,7 @@ CURVES: tuple[tuple[str, Literal["steps", "seconds"], str], ...] = (
 
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --dim: #888; --busy: #0072b2; --wait: #e69f00; }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2rem auto; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: min(1360px, 96vw); margin: 2rem auto; }
 h1 { font-size: 1.6rem; } h2 { margin-top: 2.5rem; border-bottom: 1px solid var(--line); }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .2rem .6rem; text-align: right; border-bottom: 1px solid var(--line); }
