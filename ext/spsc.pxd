@@ -107,6 +107,8 @@ cdef inline void writer_attach(WriterEnd* w, RingHeader* ring, Bell* bell) noexc
     w.incarnation = load_relaxed(&ring.incarnation) + 1     # the writer's line: ours
     store_relaxed(&ring.incarnation, w.incarnation)         # readers learn it from the chunks
     w.pending_flags = FIRST_OF_INCARNATION if w.incarnation > 1 else 0
+    if bell != NULL:  # a predecessor may have died between head and its ring
+        bell_ring(bell)
 
 
 cdef inline SlotHeader* writer_reserve(WriterEnd* w) noexcept nogil:
@@ -151,6 +153,7 @@ cdef inline void reader_attach(ReaderEnd* r, RingHeader* ring) noexcept nogil:
     if r.head_seen != r.tail:    # a predecessor may have died between consumed_steps and tail
         r.steps = slot_at(ring, r.tail).first_step
         store_relaxed(&ring.consumed_steps, r.steps)        # for accounting only
+    bell_ring(&ring.not_full)    # or between tail and its ring
 
 
 cdef inline uint64_t reader_peek(ReaderEnd* r) noexcept nogil:

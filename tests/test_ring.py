@@ -143,6 +143,17 @@ def test_successor_starts_at_head_and_overwrites():
     assert [reader.payload(k)[0] for k in range(3)] == [1, 2, 3]
 
 
+def test_a_successor_rings_for_what_its_predecessor_may_not_have():
+    # killed between the store that hands over and the ring, an end leaves a sleeper asleep
+    block, writer, _ = ends()
+    put(writer, 1)
+    block.bell.arm()
+    writer = RingWriter(block.memory, SCHEMA, block.bell, block.control)
+    assert block.bell.wakes == 1
+    put(writer, 2)  # the bell is still armed
+    assert block.bell.wakes == 2
+
+
 def test_reader_successor_sees_unreleased_chunks_again():
     block, writer, reader = ends()
     for i in range(3):

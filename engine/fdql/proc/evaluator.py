@@ -148,7 +148,8 @@ def evaluator_main(memory: RunMemory, events: Events) -> int:
             spent += time.monotonic() - t0
         else:
             ticket = bell.arm()
-            if rest <= 0 and evaluator.due():
+            # The stop word too: a stop since the loop's look has rung before the ticket was taken.
+            if control.stop >= LAST or (rest <= 0 and evaluator.due()):
                 bell.disarm()
             else:
                 asleep = now_ns()

@@ -1,0 +1,47 @@
+"""The evaluator's loop: when it falls asleep and what keeps it awake."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fdql.proc.evaluator import evaluator_main
+from fdql.proc.memory import BELL_EVALUATOR, STOP, RunMemory
+from plans import small_plan
+
+
+class Silent:
+    """Events that nobody reads."""
+
+    def send(self, kind: str, **values: Any) -> None:
+        pass
+
+
+class LateBell:
+    """The evaluator's doorbell; the run is stopped just before it takes its ticket."""
+
+    def __init__(self, memory: RunMemory) -> None:
+        self.memory, self.bell = memory, memory.bell(BELL_EVALUATOR)
+        self.slept = 0
+
+    def arm(self) -> int:
+        self.memory.stop(STOP)
+        return int(self.bell.arm())
+
+    def disarm(self) -> None:
+        self.bell.disarm()
+
+    def sleep(self, ticket: int, timeout_ns: int) -> None:
+        self.slept += 1
+
+
+def test_a_stop_just_before_the_sleep_is_seen_at_once(
+    own_environments: None, tmp_path: Path, monkeypatch: Any
+) -> None:
+    memory = RunMemory.create(small_plan("own_envs:Counting", tmp_path), shared=False)
+    bell = LateBell(memory)
+    monkeypatch.setattr(memory, "bell", lambda index: bell)
+    assert evaluator_main(memory, Silent()) == 0  # type: ignore[arg-type]
+    assert bell.slept == 0
+    del bell.bell
+    memory.close()
