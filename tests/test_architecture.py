@@ -74,7 +74,7 @@ def test_every_flag_in_the_documents_exists():
 
     known = {"help", "config", "version", "episodes", "which", "env", "seed", "benchmark-disable"}
     known |= {"trace", "seconds", "out", "force", "json", "print-config"}
-    known |= {"video", "x", "key", "logdir"}
+    known |= {"video", "x", "key", "logdir", "resume"}
     hints = get_type_hints(Config)
     for f in fields(Config):
         hint = hints[f.name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -9,37 +10,75 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fdql import checkpoint
 from fdql.checkpoint import (
+    Arrays,
     CheckpointError,
-    load_checkpoint,
+    Tensors,
     load_tensors,
     save_checkpoint,
     save_tensors,
+    verify_checkpoint,
     write_bytes,
 )
 
 ARRAYS = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.array([7], dtype=np.uint64)}
 
 
+def save(folder: Path, arrays: Arrays = ARRAYS, facts: dict[str, object] | None = None) -> None:
+    save_checkpoint(folder, {"learner": arrays}, facts or {})
+
+
+def load(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, object]]:
+    facts = verify_checkpoint(folder).facts
+    return load_tensors(folder / "learner.safetensors")[0], facts
+
+
 def test_round_trip(tmp_path: Path):
-    save_checkpoint(tmp_path / "c", ARRAYS, {"updates": 3})
-    arrays, facts = load_checkpoint(tmp_path / "c")
+    save(tmp_path / "c", facts={"updates": 3})
+    arrays, facts = load(tmp_path / "c")
     assert facts == {"updates": 3}
     assert {k: v.tolist() for k, v in arrays.items()} == {k: v.tolist() for k, v in ARRAYS.items()}
     assert [p.name for p in tmp_path.iterdir()] == ["c"]
 
 
+def test_what_safetensors_itself_reads_is_what_was_written(tmp_path: Path):
+    from safetensors.numpy import load_file
+
+    arrays = {
+        "none": np.zeros((0, 3), np.float32),
+        "bytes": np.arange(5, dtype=np.uint8),
+        "doubles": np.linspace(0, 1, 7)[::2],
+        "words": np.array([[2**64 - 1]], np.uint64),
+    }
+    part = save_tensors(tmp_path / "x", arrays, {"k": "v"})
+    assert part.nbytes == (tmp_path / "x").stat().st_size
+    assert part.sha256 == hashlib.sha256((tmp_path / "x").read_bytes()).hexdigest()
+    for name, array in load_file(tmp_path / "x").items():
+        assert (array.dtype, array.tolist()) == (arrays[name].dtype, arrays[name].tolist())
+
+
+def test_types_and_shapes_are_looked_at_first(tmp_path: Path):
+    save_tensors(tmp_path / "x", ARRAYS, {})
+    with Tensors(tmp_path / "x") as file:
+        assert file.read("a", np.float32, (2, 3)).tolist() == ARRAYS["a"].tolist()
+        assert file.read("a", start=1, stop=2).tolist() == [[3.0, 4.0, 5.0]]
+        for dtype, shape in ((np.float64, (2, 3)), (np.float32, (3, 2)), (np.float32, ())):
+            with pytest.raises(CheckpointError, match=r"a is F32 \(2, 3\)"):
+                file.read("a", dtype, shape)
+        with pytest.raises(CheckpointError, match="c cannot be read"):
+            file.read("c")
+
+
 def test_an_existing_checkpoint_is_not_overwritten(tmp_path: Path):
-    save_checkpoint(tmp_path / "c", ARRAYS, {})
+    save(tmp_path / "c")
     with pytest.raises(FileExistsError, match="never overwritten"):
-        save_checkpoint(tmp_path / "c", ARRAYS, {})
+        save(tmp_path / "c")
 
 
 def test_a_failure_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch):
     file = tmp_path / "x"
     write_bytes(file, b"old")
-    for step in ("fsync", "replace", "chmod"):
+    for step in ("fsync", "replace", "write"):
         with monkeypatch.context() as m:
 
             def fail(*_: object) -> None:
@@ -56,15 +95,17 @@ def test_a_failed_checkpoint_leaves_nothing(tmp_path: Path, monkeypatch):
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "write_json", fail)
-    with pytest.raises(OSError, match="No space left"):
-        save_checkpoint(tmp_path / "c", ARRAYS, {})
+    for step in ("fsync", "rename", "write"):
+        with monkeypatch.context() as m:
+            m.setattr(os, step, fail)
+            with pytest.raises(OSError, match="No space left"):
+                save(tmp_path / "c")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_every_mutation_is_noticed_or_harmless(tmp_path: Path):
     """300 random mutations of a checkpoint: a CheckpointError, or the very same arrays."""
-    save_checkpoint(tmp_path / "c", ARRAYS, {"updates": 3})
+    save(tmp_path / "c", facts={"updates": 3})
     rng = random.Random(0)
     files = sorted((tmp_path / "c").iterdir())
     originals = {f: f.read_bytes() for f in files}
@@ -81,7 +122,7 @@ def test_every_mutation_is_noticed_or_harmless(tmp_path: Path):
             data += bytes(rng.randrange(256) for _ in range(9))
         file.write_bytes(bytes(data))
         try:
-            arrays, _ = load_checkpoint(tmp_path / "c")
+            arrays, _ = load(tmp_path / "c")
             assert {k: v.tobytes() for k, v in arrays.items()} == {
                 k: v.tobytes() for k, v in ARRAYS.items()
             }
@@ -92,13 +133,13 @@ def test_every_mutation_is_noticed_or_harmless(tmp_path: Path):
 
 
 def test_a_manifest_cannot_point_outside(tmp_path: Path):
-    save_checkpoint(tmp_path / "c", ARRAYS, {})
+    save(tmp_path / "c")
     manifest = tmp_path / "c" / "manifest.json"
     values = json.loads(manifest.read_text())
     values["files"] = {"../../secret": {"bytes": 1, "sha256": ""}}
     manifest.write_text(json.dumps(values))
     with pytest.raises(CheckpointError, match="secret"):
-        load_checkpoint(tmp_path / "c")
+        load(tmp_path / "c")
 
 
 def test_a_foreign_safetensors_file_is_refused(tmp_path: Path):

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from chunks import OBS, PIXELS, SHAPES, STACKED, VECTOR, chunk_of, make, numbered, random_chunk
+from chunks import PIXELS, SHAPES, STACKED, VECTOR, chunk_of, make, numbered, random_chunk
 from fdql.config import ConfigError
 from fdql.replay import batch, lanes, nstep, replay, statistics, sum_tree
 from fdql.replay.replay import Batch
-from fdql.replay.state import load_replay_state, replay_state
-from fdql.shm.chunk import RowShape
+from fdql.replay.state import Copied, load_replay, oldest, rows_between, settled, tables_of
+from fdql.shm.chunk import BOUNDARY, RowShape
 from numba import config as numba_config
 from scipy import stats
 
@@ -77,10 +77,12 @@ def test_a_saved_replay_goes_on_bit_for_bit(chunks, shape):
         memory.ingest(views, views.lane.size, 5, lanes_of_worker=3)
         memory.sample(out)
         memory.update_priorities(out.leaf, out.serial, 1 + rng.random(16))
-    saved = {name: array.copy() for name, array in replay_state(memory).items()}
-    most = max(memory.rows.table[:, 0].max(), 0)
-    assert saved["obs"].shape == (32, min(most, memory.rows.lane_rows), OBS)
-    load_replay_state(other, saved)
+    # in two ranges; one of the lanes may have been written in between
+    first, end = oldest(memory), settled(memory)
+    middle = (first + end) // 2
+    ranges = [Copied(rows_between(memory, *pair)) for pair in ((first, middle), (middle, end))]
+    tables = tables_of(memory)
+    load_replay(other, tables, ranges)
     other.check_valid()
     for _ in range(5):
         views, p = random_chunk(rng, 30, 3, shape), 1 + rng.random(16)
@@ -90,21 +92,80 @@ def test_a_saved_replay_goes_on_bit_for_bit(chunks, shape):
             each.update_priorities(batch_.leaf, batch_.serial, p)
         for name in Batch.__dataclass_fields__:
             assert np.array_equal(getattr(out, name), getattr(again, name)), name
-    after, after_load = replay_state(memory), replay_state(other)
+    first, end = oldest(memory), settled(memory)
+    after, after_load = (tables_of(m) | rows_between(m, first, end) for m in (memory, other))
     assert list(after) == list(after_load)
     for name in after:
         assert after[name].tobytes() == after_load[name].tobytes(), name
+    for incomplete in (ranges[:1], ranges[1:], []):
+        with pytest.raises(ValueError, match="rows of the saved replay are missing"):
+            load_replay(make(n_lanes=32, batch_size=16, shape=shape), tables, incomplete)
+
+
+Episode = list[tuple[bytes, ...]]
+
+
+def episodes_in(memory: replay.Replay) -> list[Episode]:
+    """Rows of every lane, oldest first, cut at BOUNDARY rows; priorities beside them."""
+    store, found = memory.rows, []
+    for lane in range(store.n_lanes):
+        serials = np.arange(oldest(memory)[lane], store.table[lane, 0])
+        episode: Episode = []
+        for row in lane * store.lane_rows + serials % store.lane_rows:
+            columns = [store.obs, store.flags, memory.tree.leaves]
+            if not store.flags[row] & BOUNDARY:  # which has neither reward nor action
+                columns += [store.reward, store.action, store.version]
+            episode.append(tuple(column[row].tobytes() for column in columns))
+            if store.flags[row] & BOUNDARY:
+                found.append(episode)
+                episode = []
+        assert not episode, "an episode is open"
+    return sorted(found)
+
+
+@pytest.mark.parametrize("lanes", [1, 3, 8, 50])
+def test_a_saved_replay_fits_other_lanes(lanes):
+    """The same episodes with the same priorities, closed; another n_step gives others at the ends
+    of the windows only."""
+    rng = np.random.default_rng(7)
+    memory = make(n_lanes=8, batch_size=16, capacity=4096)
+    out = Batch.allocate(16, VECTOR)
+    for k in range(20):
+        views = random_chunk(rng, 30, 4)
+        memory.ingest(views, views.lane.size, 4 * (k % 2), lanes_of_worker=4)
+        memory.sample(out)
+        memory.update_priorities(out.leaf, out.serial, 1 + rng.random(16))
+    tables, end = tables_of(memory), settled(memory)
+    ranges = [Copied(rows_between(memory, a, b)) for a, b in ((0 * end, end // 2), (end // 2, end))]
+    other = make(n_lanes=lanes, batch_size=16, capacity=4096)
+    load_replay(other, tables, ranges)
+    if lanes == 8:
+        other.close_lanes(0, 8)
+    other.check_valid()
+    memory.close_lanes(0, 8)
+    assert episodes_in(other) == episodes_in(memory)
+    assert (other.steps, other.size) == (memory.steps, memory.size)
+    other.sample(out)
+
+
+def test_other_lanes_that_are_too_short_keep_the_newest_rows():
+    memory = make(n_lanes=1, batch_size=4, capacity=1024)
+    memory.ingest(chunk_of(numbered(900)), 900, 0, lanes_of_worker=1)
+    other = make(n_lanes=8, batch_size=4, capacity=1024)
+    load_replay(
+        other, tables_of(memory), [Copied(rows_between(memory, oldest(memory), settled(memory)))]
+    )
+    other.check_valid()
+    assert other.steps == memory.steps
+    assert 100 < other.size <= memory.size
 
 
 def test_a_saved_replay_of_another_shape_is_refused():
-    saved = replay_state(make(n_step=3))
-    other = make(n_step=2)
-    with pytest.raises(ConfigError, match="the saved replay has n_step = 3 and this one 2"):
-        load_replay_state(other, saved)
+    saved = tables_of(make())
     with pytest.raises(ConfigError, match="has frames per stack = 1 and this one 3"):
-        load_replay_state(make(shape=STACKED), saved)
+        load_replay(make(shape=STACKED), saved, [])
     with pytest.raises(ConfigError, match="has bytes per component = 4 and this one 1"):
-        load_replay_state(make(shape=replace(VECTOR, pixels=True)), saved)
+        load_replay(make(shape=replace(VECTOR, pixels=True)), saved, [])
 
 
 @pytest.mark.skipif(numba_config.DISABLE_JIT, reason="is that other process")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fdql import evaluate, load
-from fdql.checkpoint import load_checkpoint
+from fdql.checkpoint import load_tensors
 from fdql.config import Config, ConfigError, EvalConfig, SacConfig
 from fdql.leaderboard import read
 from fdql.supervisor import train
@@ -32,8 +32,9 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def weights(folder: Path) -> dict[str, bytes]:
-    (checkpoint,) = (folder / "checkpoints").iterdir()
-    return {k: np.ascontiguousarray(v).tobytes() for k, v in load_checkpoint(checkpoint)[0].items()}
+    (checkpoint,) = (folder / "checkpoints").glob("*-updates-*")
+    arrays, _ = load_tensors(checkpoint / "learner.safetensors")
+    return {k: np.ascontiguousarray(v).tobytes() for k, v in arrays.items()}
 
 
 @pytest.mark.parametrize("learner", ["compiled", "torch"])

@@ -54,7 +54,7 @@ def test_a_run_to_its_last_step(own_environments, tmp_path):
     ):
         assert (folder / name).is_file(), name
     assert json.loads((folder / "summary.json").read_text())["format"] == 2
-    assert len(list((folder / "checkpoints").iterdir())) == 1
+    assert len(list((folder / "checkpoints").glob("*-updates-*"))) == 1
     assert any("eval/updates" in r for r in rows(folder))
     assert rows(folder)[-1]["rollout/ep_rew_mean"] == 28.0
 
@@ -225,7 +225,7 @@ def test_ctrl_c_ends_in_order(tmp_path):
     assert not any(c.is_running() for c in children)
     s = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert s["exit_reason"] == "interrupted"
-    assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 1
+    assert len(list((tmp_path / "run" / "checkpoints").glob("*-updates-*"))) == 1
 
 
 def test_ctrl_c_before_the_first_step_leaves_nothing(tmp_path):

@@ -13,6 +13,7 @@ from fdql.config import ConfigError
 # Verb -> its lines of the usage; fdql.commands.<verb> has the rest.
 VERBS = {
     "train": "fdql [train] [--env ID] [--seed N] [...]   train; all settings: fdql train --help",
+    "resume": "fdql resume RUN [...]                      go on with a run, killed or finished",
     "eval": "fdql eval RUN [--episodes N] [...]         play greedy episodes with a trained policy",
     "trace": "fdql trace [--seconds N] [--env ID] [...]  train long enough to record a timeline",
     "autotune": "fdql autotune [--env ID] [--out FILE]      find the engine settings faster here",

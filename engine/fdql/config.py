@@ -486,6 +486,12 @@ class Config:
     """compiled: Numba kernels, CPU; torch: the readable reference; auto: compiled on a CPU."""
     run_dir: str | None = None
     """Folder of this run, must not exist; None: runs/<env>/<time>-<seed>."""
+    checkpoint_every: float = 120.0
+    """Seconds between two checkpoints, written beside training; 0: only one, at the end."""
+    checkpoint_keep: int = 2
+    """Newest checkpoints kept, beside the first with the best evaluation; 0: none is written and
+    the run cannot be resumed.
+    """
     trace_seconds: float | None = None
     """Write a timeline of this many seconds of all processes to trace.json in the run folder."""
     tensorboard: bool = False
@@ -558,6 +564,20 @@ class Config:
                 f"must hold one step of a group twice ({rows} rows)",
                 rows,
             )
+        _require(
+            0 <= self.checkpoint_every < math.inf,
+            "checkpoint_every",
+            self.checkpoint_every,
+            "must be at least 0 and finite",
+            120.0,
+        )
+        _require(
+            0 <= self.checkpoint_keep <= 1000,
+            "checkpoint_keep",
+            self.checkpoint_keep,
+            "must be in 0..1000",
+            2,
+        )
         if self.trace_seconds is not None:
             _require(
                 0 < self.trace_seconds <= LONGEST_TRACE,

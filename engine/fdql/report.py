@@ -84,7 +84,10 @@ class Report:
         self.evaluation: dict[str, Any] = {}
         self.unimproved = 0  # evaluations since the best one
         self.first_time_at_stop_return: dict[str, Any] | None = None
-        self._last = (self.elapsed(), 0, 0)
+        if folder.last_row:  # the run goes on
+            self.began -= float(folder.last_row["time/time_elapsed"])
+            self.restarts = int(folder.last_row["engine/restarts"])
+        self._last = (self.elapsed(), self.env_steps, self.updates)
         self._speed = (0.0, 0.0)
 
     def elapsed(self) -> float:
@@ -115,8 +118,36 @@ class Report:
             self.evaluation = {k: v for k, v in event.items() if k != "event"}
             self._evaluated()
         elif kind == "warning":
-            self.folder.log(event["message"])
-            self.board.note(event["message"])
+            self.say(event["message"])
+        elif kind == "checkpoint":
+            self.folder.log(f"checkpoint {event['name']} written in {event['seconds']:.2f} s")
+        elif kind == "checkpoint_failed":
+            line = f"a checkpoint could not be written, the one before stays: {event['message']}"
+            self.folder.log(line)
+            self.board.problem(line)
+
+    def say(self, line: str) -> None:
+        """A line for the board and the log."""
+        self.folder.log(line)
+        self.board.note(line)
+
+    def state(self) -> dict[str, Any]:
+        """What the next rows depend on beside the counters, for JSON."""
+        return {
+            "rows": self.folder.rows,
+            "returns": list(self.returns),
+            "lengths": list(self.lengths),
+            "learner": self.learner,
+            "evaluation": self.evaluation,
+            "unimproved": self.unimproved,
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken."""
+        self.returns.extend(float(x) for x in state["returns"])
+        self.lengths.extend(int(x) for x in state["lengths"])
+        self.learner, self.evaluation = dict(state["learner"]), dict(state["evaluation"])
+        self.unimproved = int(state["unimproved"])
 
     def _evaluated(self) -> None:
         e = self.evaluation

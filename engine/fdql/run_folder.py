@@ -8,12 +8,13 @@ import csv
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
 import tomli_w
 
-from fdql.checkpoint import write_json
+from fdql.checkpoint import write_bytes, write_json
 from fdql.config import Config, ConfigError
 from fdql.config_file import to_dict
 from fdql.trackers import Trackers
@@ -63,14 +64,98 @@ def run_dir_exists(path: Path | str) -> str:
     )
 
 
-class RunFolder:
-    """Creates the folder; one writer, the supervisor (or serial mode)."""
+def parent_of_runs(env: str) -> Path:
+    """Where the runs of an environment are that were given no folder."""
+    return Path("runs") / env.replace("/", "-").replace(":", "-")
 
-    def __init__(self, config: Config) -> None:
+
+def _locked(file: TextIO) -> bool:
+    """One process at a time writes a run: False when another does. The lock goes with the process,
+    however it ends.
+    """
+    if sys.platform == "win32":
+        return True
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True  # a file system without locks
+    return True
+
+
+def is_written(run_dir: Path) -> bool:
+    """True while a process writes this run."""
+    try:
+        with (run_dir / "log.txt").open("a") as file:
+            return not _locked(file)
+    except OSError:
+        return False
+
+
+class RunFolder:
+    """Creates the folder; one writer, the supervisor (or serial mode).
+
+    rows      rows of metrics written so far
+    last_row  of a run that goes on: its newest row that is kept
+    """
+
+    def __init__(self, config: Config, kept: Callable[[int, dict[str, Any]], bool] | None = None):
+        """`kept`: the run in config.run_dir goes on; says of every row of metrics (index, row)
+        whether it is still true.
+        """
         self._trackers = Trackers(config)  # a missing extra is said before anything is written
+        self.rows, self.last_row = 0, dict[str, Any]()
+        path = self._create(config) if kept is None else Path(str(config.run_dir))
+        self.path = path
+        self._log: TextIO = (path / "log.txt").open("a", encoding="utf-8", buffering=1)
+        if not _locked(self._log):
+            self._log.close()
+            raise ConfigError(
+                f"run_dir = {str(path)!r}: a process is still writing it; wait for its end"
+            )
+        old = [] if kept is None else self._kept_rows(kept)
+        shown = to_dict(config)
+        # The folder itself is left out so that --config <run>/config.toml works.
+        shown.pop("run_dir", None)
+        write_bytes(path / "config.toml", tomli_w.dumps(shown).encode())
+        lines = "".join(json.dumps(row) + "\n" for row in old)
+        write_bytes(path / "metrics.jsonl", lines.encode())
+        self._metrics: TextIO = (path / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
+        self._progress: TextIO = (path / "progress.csv").open(
+            "w", encoding="utf-8", buffering=1, newline=""
+        )
+        self._csv = csv.DictWriter(self._progress, COLUMNS, extrasaction="ignore")
+        self._csv.writeheader()
+        self._csv.writerows(old)
+        self.rows = len(old)
+        self.last_row = old[-1] if old else {}
+        try:
+            self._trackers.open(path)
+        except ConfigError:
+            self.close() if kept else self.discard()
+            raise
+
+    def _kept_rows(self, kept: Callable[[int, dict[str, Any]], bool]) -> list[dict[str, Any]]:
+        """Rows of metrics.jsonl up to the first that is not kept, or that a kill cut short."""
+        rows: list[dict[str, Any]] = []
+        try:
+            for line in (self.path / "metrics.jsonl").read_text().splitlines():
+                row = json.loads(line)
+                if not kept(len(rows), row):
+                    break
+                rows.append(row)
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        return rows
+
+    @staticmethod
+    def _create(config: Config) -> Path:
         if config.run_dir is None:
             stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.seed}"
-            parent = Path("runs") / config.env.replace("/", "-").replace(":", "-")
+            parent = parent_of_runs(config.env)
             path, n = parent / stem, 1
             while path.exists():  # two runs started in the same second
                 n += 1
@@ -91,27 +176,11 @@ class RunFolder:
             raise ConfigError(
                 f"run_dir = {str(path)!r}: cannot be created ({error.strerror})"
             ) from None
-        self.path = path
-        shown = to_dict(config)
-        shown.pop(
-            "run_dir", None
-        )  # the folder itself; left out so that --config <run>/config.toml works
-        (path / "config.toml").write_text(tomli_w.dumps(shown))
-        self._metrics: TextIO = (path / "metrics.jsonl").open("w", encoding="utf-8", buffering=1)
-        self._progress: TextIO = (path / "progress.csv").open(
-            "w", encoding="utf-8", buffering=1, newline=""
-        )
-        self._csv = csv.DictWriter(self._progress, COLUMNS, extrasaction="ignore")
-        self._csv.writeheader()
-        self._log: TextIO = (path / "log.txt").open("w", encoding="utf-8", buffering=1)
-        try:
-            self._trackers.open(path)
-        except ConfigError:
-            self.discard()
-            raise
+        return path
 
     def metrics(self, row: dict[str, Any]) -> None:
         """Append a row to metrics.jsonl (all keys), progress.csv (COLUMNS) and to the trackers."""
+        self.rows += 1
         self._metrics.write(json.dumps(row) + "\n")
         self._csv.writerow(row)
         self._say(self._trackers.row(row))

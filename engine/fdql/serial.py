@@ -1,5 +1,5 @@
 """Serial mode: the same objects over private memory, in one process, in lockstep; bit-reproducible
-for a seed.
+for a seed, also across a stop and a resume.
 
 The oracle of the asynchronous mode, the mode for a debugger, and the mode where there is no memfd.
 Nothing here depends on time: chunks are handed over after every pass, policies are published by
@@ -9,10 +9,14 @@ count.
 from __future__ import annotations
 
 import traceback
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 from threadpoolctl import threadpool_limits
 
 from fdql.board import Board
+from fdql.checkpoint import Arrays, CheckpointError, Tensors, read_manifest
 from fdql.config import BadValueError
 from fdql.ending import RunResult, conclude
 from fdql.proc.env_worker import EnvWorker
@@ -20,6 +24,10 @@ from fdql.proc.evaluator import Evaluator
 from fdql.proc.inference import InferenceServer
 from fdql.proc.loader import Loader
 from fdql.proc.memory import RunMemory, RunPlan
+from fdql.proc.open_episodes import episodes_of, repeat
+from fdql.proc.restore import restore_replay
+from fdql.proc.resumed import begin_counters
+from fdql.proc.saver import Captured, Saver
 from fdql.proc.trainer import Trainer, make_learner
 from fdql.profile import Counter
 from fdql.report import Report
@@ -32,12 +40,14 @@ METRICS_STEPS = 1000  # environment steps between two rows of metrics
 def train_serial(plan: RunPlan, folder: RunFolder, board: Board, stop: StopRequest) -> RunResult:
     """Train in this process. Same contract as the asynchronous mode."""
     memory = RunMemory.create(plan, shared=False)
+    if plan.checkpoint is not None:
+        begin_counters(memory, read_manifest(Path(plan.checkpoint)))
     report = Report(plan, memory, folder, board)
     exit_reason, problem = "crash", None
     try:
         # BLAS has one thread: more would change the order of sums. The learner's two do not.
         with threadpool_limits(1):
-            exit_reason = _lockstep(plan, memory, report, stop)
+            exit_reason = Lockstep(plan, memory, report, stop).run()
     except BadValueError as error:
         exit_reason, problem = "bad_value", str(error)
     except Exception as error:  # the environment's, or ours: the summary is written either way
@@ -48,59 +58,168 @@ def train_serial(plan: RunPlan, folder: RunFolder, board: Board, stop: StopReque
     return conclude(report, exit_reason, problem)
 
 
-def _lockstep(plan: RunPlan, memory: RunMemory, report: Report, stop: StopRequest) -> str:
-    """Returns the exit reason."""
-    loader = Loader(memory)
-    trainer = Trainer(memory, make_learner(plan))
-    server = InferenceServer(memory)
-    worker = EnvWorker(memory, 0, 1)
-    evaluator = Evaluator(memory, lambda kind, **values: report.event({"event": kind, **values}))
-    batch = loader.batches[0]
-    every = plan.config.eval.every_steps
-    next_metrics = METRICS_STEPS
-    reason = "interrupted" if stop.requested else ""  # while the learner was made
+class Lockstep:
+    """One serial run.
 
-    def goes_on() -> bool:
-        return not stop.requested
+    A pass: one step of every environment, the updates that are due, the evaluation and the metrics
+    row that are due. A checkpoint is taken between passes, or where a request to stop cuts one: a
+    run that goes on from it begins behind the pass's step.
+    """
 
-    worker.start()
-    while not reason:
+    def __init__(self, plan: RunPlan, memory: RunMemory, report: Report, stop: StopRequest) -> None:
+        self.plan, self.memory, self.report, self.stop = plan, memory, report, stop
+        self.loader = Loader(memory)
+        self.trainer = Trainer(memory, make_learner(plan))
+        self.server = InferenceServer(memory)
+        self.worker = EnvWorker(memory, 0, 1)
+        self.evaluator = Evaluator(
+            memory, lambda kind, **values: report.event({"event": kind, **values})
+        )
+        self.next_metrics = METRICS_STEPS
+        self.saver = Saver(
+            plan, self.loader.replay, lambda kind, **values: report.event({"event": kind, **values})
+        )
+
+    def run(self) -> str:
+        """Returns the exit reason."""
+        reason = "interrupted" if self.stop.requested else ""  # while the learner was made
+        steps_first = self.plan.checkpoint is None
+        if steps_first:
+            self.worker.start()
+        else:
+            self._restore(Path(str(self.plan.checkpoint)))
+        while not reason:
+            if steps_first:
+                self._step()
+            steps_first = True
+            reason = self._learn() or self._look()
+            if not reason and self.saver.due() and self.trainer.updates:
+                captured, engine = self._capture()
+                self.saver.save(captured, engine)
+        self.report.ledger.close()
+        captured, engine = self._capture()
+        self.worker.close()
+        self.report.event({"event": "train", **self.trainer.metrics()})
+        self.trainer.save(self.saver, captured, engine)
+        self.evaluator.arena.close()
+        assert self.report.trainer.get(Counter.INSERTED) == self.loader.replay.steps
+        return reason
+
+    def _step(self) -> None:
+        worker, server = self.worker, self.server
         if not server.throttled():
             server.serve(server.slots.collect(server.ready, server.ready.size, 0, 0))
             for group in range(worker.groups):
                 if worker.slots.wait(group, 0):  # not when it would step beyond the total
                     worker.step_group(group)
             worker.commit()
-            loader.ingest()
-        while loader.may_sample() and goes_on():
+            self.loader.ingest()
+            self.saver.work()
+
+    def _goes_on(self) -> bool:
+        return not self.stop.requested
+
+    def _learn(self) -> str:
+        """The updates that are due."""
+        loader, trainer = self.loader, self.trainer
+        batch = loader.batches[0]
+        while loader.may_sample():
+            if self.stop.requested:
+                return "interrupted"
             loader.sample(batch)
             trainer.update(batch)
             loader.give_back(batch)
             if trainer.publish_due(by_time=False):
                 trainer.publish()
-        done = worker.take_finished()
+        return ""
+
+    def _look(self) -> str:
+        """The evaluation and the metrics that are due."""
+        loader, trainer, evaluator, report = self.loader, self.trainer, self.evaluator, self.report
+        every = self.plan.config.eval.every_steps
+        done = self.worker.take_finished()
         if done.returns:
             report.event({"event": "episodes", "returns": done.returns, "lengths": done.lengths})
         steps = loader.replay.steps
         finished = loader.governor.complete(steps, trainer.updates, loader.replay.size)
         if trainer.updates and (finished or steps >= evaluator.next_steps):
             trainer.publish()
-            evaluator.evaluate(goes_on)
+            before = evaluator.next_steps
+            if evaluator.evaluate(self._goes_on) is None:
+                evaluator.next_steps = before
+                return "interrupted"
             evaluator.next_steps = steps - steps % every + every
-        if steps >= next_metrics:
-            next_metrics += METRICS_STEPS
+        if steps >= self.next_metrics:
+            self.next_metrics += METRICS_STEPS
             report.event({"event": "train", **trainer.metrics()})
             report.write()
-        if stop.requested:
-            reason = "interrupted"
-        elif report.verdict:
-            reason = report.verdict
-        elif finished:
-            reason = "total_timesteps"
-    report.ledger.close()
-    worker.close()
-    report.event({"event": "train", **trainer.metrics()})
-    trainer.save()
-    evaluator.arena.close()
-    assert report.trainer.get(Counter.INSERTED) == loader.replay.steps
-    return reason
+        if report.verdict:
+            return report.verdict
+        if finished:
+            return "total_timesteps"
+        return "interrupted" if self.stop.requested else ""
+
+    def _capture(self) -> tuple[Captured, dict[str, Arrays]]:
+        """The learner, and what only serial mode keeps: exploration, the policy that acts, open
+        episodes, what the report averages over.
+        """
+        rows, episodes = episodes_of(self.worker)
+        version, data = self.server.weights.acquire()
+        policy = np.zeros(self.plan.policy_size, dtype=np.float32)
+        if version:
+            policy[:] = np.frombuffer(data, dtype=np.float32)[: policy.size]
+        del data
+        self.server.weights.release()
+        arrays = {f"explorer.{k}": v for k, v in self.server.explorer.state().items()} | rows
+        captured = self.trainer.capture()
+        finished = self.worker.finished
+        lockstep = {
+            "version": version,
+            "turn": self.server.turn.tolist(),
+            "episodes": episodes,
+            "finished": [finished.returns, finished.lengths],
+            "next_evaluation": self.evaluator.next_steps,
+            "next_metrics": self.next_metrics,
+            "report": self.report.state(),
+        }
+        facts = dict(captured.facts) | {"lockstep": lockstep}
+        return Captured(captured.arrays, facts), {"lockstep": arrays | {"policy": policy}}
+
+    def _restore(self, checkpoint: Path) -> None:
+        """Go on from a checkpoint; one of the asynchronous mode has no open episodes."""
+        exactly = restore_replay(checkpoint, self.loader, self.saver)
+        self.trainer.restore(checkpoint)
+        saved = read_manifest(checkpoint).facts.get("lockstep")
+        if saved is None or not exactly:
+            self.loader.replay.close_lanes(0, self.plan.lanes)
+            self.trainer.publish()
+            self.worker.start()
+            self.next_metrics += self.loader.replay.steps
+            return
+        try:
+            self._restore_lockstep(checkpoint, saved)
+        except (KeyError, TypeError, IndexError, ValueError) as error:
+            raise CheckpointError(f"{checkpoint}: its serial part is damaged ({error})") from None
+
+    def _restore_lockstep(self, checkpoint: Path, saved: dict[str, Any]) -> None:
+        rows, _ = episodes_of(self.worker)
+        own = {f"explorer.{k}": v for k, v in self.server.explorer.state().items()} | rows
+        own["policy"] = self.trainer.flat
+        with Tensors(checkpoint / "lockstep.safetensors") as file:
+            arrays = {name: file.read(name, x.dtype, x.shape) for name, x in own.items()}
+        self.trainer.publish_again(arrays["policy"], int(saved["version"]))
+        self.server.explorer.load_state(
+            {n: arrays[f"explorer.{n}"] for n in self.server.explorer.state()}
+        )
+        self.server.turn[:] = saved["turn"]
+        returns, lengths = saved["finished"]
+        self.worker.finished.returns[:], self.worker.finished.lengths[:] = returns, lengths
+        self.evaluator.next_steps = int(saved["next_evaluation"])
+        self.next_metrics = int(saved["next_metrics"])
+        self.report.load_state(saved["report"])
+        cut = repeat(self.worker, self.loader.replay, arrays, saved["episodes"])
+        if cut:
+            self.report.say(
+                f"{len(cut)} of {self.plan.lanes} environments do not repeat their episodes: these "
+                "are cut, new ones begin"
+            )

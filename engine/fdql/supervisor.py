@@ -9,14 +9,18 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 from fdql.board import Board
+from fdql.checkpoint import read_manifest
 from fdql.config import Config, ConfigError
 from fdql.crew import Crew
 from fdql.ending import RunResult, conclude
 from fdql.envs import describe, make_env
 from fdql.machine import allowed_cores, banner, check_memory, resolve
 from fdql.proc.memory import FINISH, LAST, STOP, RunMemory, RunPlan
+from fdql.proc.resumed import begin_counters, count_of, keeps_row
 from fdql.profile import Counter
 from fdql.report import Report
 from fdql.run_folder import RunFolder, run_dir_exists
@@ -31,13 +35,18 @@ SAVE_SECONDS = 300.0  # the trainer writes its checkpoint when it leaves: its di
 LAST_SECONDS = 3600.0  # the evaluator may play the last policy this long
 
 
-def train(config: Config, *, quiet: bool = False, until_traced: bool = False) -> RunResult:
+def train(
+    config: Config, *, quiet: bool = False, until_traced: bool = False,
+    checkpoint: Path | None = None,
+) -> RunResult:  # fmt: skip
     """Train once, as `config` says, and return how it ended. `until_traced`: no longer than that.
+    `checkpoint`: a verified one of the run in config.run_dir, which goes on from there (resume.py).
 
     Raises ConfigError for everything that cannot work, before anything is started or written.
     """
     cores = allowed_cores()
-    if config.run_dir is not None and os.path.lexists(config.run_dir):
+    manifest = None if checkpoint is None else read_manifest(checkpoint)
+    if manifest is None and config.run_dir is not None and os.path.lexists(config.run_dir):
         raise ConfigError(run_dir_exists(config.run_dir))
     probe = make_env(config.env)
     try:
@@ -48,8 +57,10 @@ def train(config: Config, *, quiet: bool = False, until_traced: bool = False) ->
     config = resolve(config, cores=cores, step_us=step_us, env=env)
     config, replay_bytes = check_memory(config, env)
     with StopRequest() as stop:  # from here on Ctrl-C ends in order: there is a folder to clear up
-        folder = RunFolder(config)
+        folder = RunFolder(config, None if manifest is None else partial(keeps_row, manifest))
         plan = RunPlan(
+            checkpoint=None if checkpoint is None else str(checkpoint.resolve()),
+            resumes=0 if manifest is None else count_of(manifest, "resumes") + 1,
             config=replace(config, run_dir=str(folder.path)),
             env=env,
             run_dir=str(folder.path.resolve()),
@@ -74,10 +85,12 @@ class Supervisor:
     ) -> None:  # fmt: skip
         self.plan, self.folder, self.board, self.stop = plan, folder, board, stop
         self.memory = RunMemory.create(plan, shared=True)
+        if plan.checkpoint is not None:
+            begin_counters(self.memory, read_manifest(Path(plan.checkpoint)))
         self.report = Report(plan, self.memory, folder, board)
         self.until_traced = until_traced
         traced = plan.config.trace_seconds is not None
-        self.trace = TraceRecorder(self.memory, folder.path, self._say) if traced else None
+        self.trace = TraceRecorder(self.memory, folder.path, self.report.say) if traced else None
         self.crew = Crew(self.memory, self.report, self._end)
         self.told_compiling = False
         self.exit_reason = ""
@@ -126,10 +139,6 @@ class Supervisor:
             self.told_compiling = True
             if "trainer" in crew.children and not crew.children["trainer"].ready:
                 self.board.note("compiling the kernels; this happens once, then they are cached")
-
-    def _say(self, line: str) -> None:
-        self.folder.log(line)
-        self.board.note(line)
 
     def _look_at_trace(self) -> None:
         if self.trace is not None:

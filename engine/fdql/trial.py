@@ -167,6 +167,7 @@ def timed_run(
             trace_seconds=None,
             tensorboard=False,
             wandb=False,
+            checkpoint_keep=0,
             explore=replace(config.explore, warmup_steps=warmup),
         )
         config, _ = check_memory(resolve(config, cores=cores, env=env), env)

@@ -24,11 +24,20 @@ class EnvState:
     episode_return: float = 0.0
     episode_length: int = 0
     lives: int = 0  # left in an Atari game
+    random: dict[str, Any] | None = None  # before the last reset without a seed (serial mode)
 
 
-def env_seed(seed: int, lane: int, incarnation: int) -> int:
-    """Seed of an environment's first reset: own stream per lane of the run and per restart."""
-    return int(np.random.SeedSequence([seed, 1, lane, incarnation]).generate_state(1)[0])
+def env_seed(seed: int, lane: int, incarnation: int, resumes: int = 0) -> int:
+    """Seed of an environment's first reset: own stream per lane of the run, restart and resume."""
+    words = [seed, 1, lane, incarnation, *([resumes] if resumes else [])]
+    return int(np.random.SeedSequence(words).generate_state(1)[0])
+
+
+def random_state(env: Env) -> dict[str, Any] | None:
+    """State of the generator that Gymnasium gives an environment; None when it has another."""
+    rng = getattr(env.unwrapped, "_np_random", None)
+    state: Any = rng.bit_generator.state if isinstance(rng, np.random.Generator) else None
+    return state if state and state["bit_generator"] == "PCG64" else None
 
 
 def check_finite(values: NDArray[Any], what: str, spec: EnvSpec, state: EnvState) -> None:

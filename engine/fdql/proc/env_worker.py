@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from fdql.envs import ActionScale, make_env
 from fdql.frames import FrameStacks
-from fdql.proc.env_state import EnvState, check_finite, env_seed
+from fdql.proc.env_state import EnvState, check_finite, env_seed, random_state
 from fdql.proc.memory import RECORD_WORKERS, Events, RunMemory
 from fdql.profile import Counter, Mark, Stage
 from fdql.shm.chunk import BOUNDARY, RESET, TERMINATED, TRUNCATED, ChunkViews, chunk_id
@@ -50,7 +50,8 @@ class EnvWorker:
 
     def __init__(self, memory: RunMemory, worker: int, incarnation: int) -> None:
         plan = memory.plan
-        self.spec, self.worker = plan.env, worker
+        self.spec, self.worker, self.incarnation = plan.env, worker, incarnation
+        self.repeatable = plan.config.serial  # open episodes can be played again on resume
         self.pixels = plan.env.rows.pixels
         self.memory = memory
         self.groups, self.per_group = plan.config.engine.groups, plan.envs_per_group
@@ -72,7 +73,7 @@ class EnvWorker:
             self.states.append([])
             for e in range(self.per_group):
                 lane = g * self.per_group + e
-                seed = env_seed(plan.config.seed, worker * plan.envs_per_worker + lane, incarnation)
+                seed = self.lane_seed(lane)
                 self.states[g].append(EnvState(make_env(self.spec.env), lane, seed))
         self.lanes = [np.array([s.lane for s in group], dtype=np.uint16) for group in self.states]
         self.fresh = [
@@ -83,6 +84,12 @@ class EnvWorker:
         self.rows = self.steps = 0
         self.version = 0
         self.opened_ns = 0
+
+    def lane_seed(self, lane: int) -> int:
+        """Seed of the first reset of one of its environments."""
+        plan = self.memory.plan
+        lane += self.worker * plan.envs_per_worker
+        return env_seed(plan.config.seed, lane, self.incarnation, plan.resumes)
 
     def _stacks(self, group: int) -> FrameStacks:
         shape, raw = self.spec.rows, np.frombuffer(self.slots.obs(group), dtype=np.uint8)
@@ -99,11 +106,13 @@ class EnvWorker:
         """Reset every environment and ask for the first actions."""
         for g, group in enumerate(self.states):
             for e, state in enumerate(group):
-                self._reset(g, e, state, state.seed)
+                self.reset(g, e, state, state.seed)
             self.slots.submit(g)
 
-    def _reset(self, group: int, e: int, state: EnvState, seed: int | None) -> None:
+    def reset(self, group: int, e: int, state: EnvState, seed: int | None) -> None:
         """Reset an environment; the policy is asked about its first observation next."""
+        if self.repeatable:
+            state.random = random_state(state.env) if seed is None else None
         first, info = state.env.reset(seed=seed)
         state.lives = info.get("lives", 0)
         self.stacks[group].reset(e, self.to_row(first))
@@ -214,7 +223,7 @@ class EnvWorker:
         self.finished.lengths.append(state.episode_length)
         state.episode_return, state.episode_length = 0.0, 0
         t0 = now_ns()
-        self._reset(group, e, state, None)
+        self.reset(group, e, state, None)
         self.record.observe_since(Stage.STEP_RESET, t0)
 
     def take_finished(self) -> Finished:

@@ -47,7 +47,9 @@ class InferenceServer:
         self.published_ns = 0  # when that policy was published
         explore = plan.config.explore
         explorers = explorer_mask(explore.explorer_share, plan.lanes)
-        self.explorer = Explorer(plan.net, explore, plan.lanes, explorers, plan.config.seed)
+        # A run that goes on must not repeat the noise that it began with.
+        seed = [plan.config.seed, 4, plan.resumes] if plan.resumes else plan.config.seed
+        self.explorer = Explorer(plan.net, explore, plan.lanes, explorers, seed)
         groups, n = plan.config.engine.groups, plan.envs_per_group
         slots = groups * plan.workers
         self.ready = np.zeros(slots, dtype=np.int32)
@@ -67,7 +69,9 @@ class InferenceServer:
         group, worker = np.divmod(slot, plan.workers)
         self.lane_of_row = (worker * plan.envs_per_worker + group * n + e).astype(np.int64)
         self.rows_of_slot = np.arange(slots * n).reshape(slots, n)
-        self.issued = np.zeros(plan.workers, dtype=np.int64)
+        steps = [record.get(Counter.STEPS) for record in self.workers]  # not 0: the run goes on
+        self.issued = np.array(steps, dtype=np.int64)
+        self.explorer.skip(sum(steps))
         self.incarnation = np.zeros(plan.workers, dtype=np.int64)
         self.turn = np.zeros(plan.workers, dtype=np.int64)  # group that each worker steps next
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from fdql.config import Config
@@ -45,36 +45,35 @@ EVENTS_PER_SECOND = 1 << 14  # of a trace that each thread has room for, 32 byte
 PIXEL_CHUNK_ROWS = 64
 
 # The control block's stop word, in the order of a run's end. FINISH: workers, inference and trainer
-# leave;
-# LAST: the evaluator plays the last policy once more and leaves; STOP: everyone leaves now.
+# leave; LAST: the evaluator plays the last policy once more and leaves; STOP: everyone leaves now.
 RUN, FINISH, LAST, STOP = 0, 1, 2, 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunPlan:
-    """What every process of a run is told: the resolved configuration, the environment, the run
-    folder.
-    """
+    """What every process of a run is told."""
 
     config: Config
     env: EnvSpec
     run_dir: str
+    checkpoint: str | None = None  # folder of the one to continue from
+    resumes: int = 0  # how often the run was continued
 
     def to_json(self) -> str:
         """For the command line of a child."""
-        return json.dumps(
-            {"config": to_dict(self.config), "env": self.env.to_dict(), "run_dir": self.run_dir}
-        )
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        plain = {"config": to_dict(self.config), "env": self.env.to_dict()}
+        return json.dumps(values | plain)
 
     @staticmethod
     def from_json(text: str) -> RunPlan:
         """Inverse of to_json."""
         values = json.loads(text)
-        return RunPlan(
-            config=from_dict(values["config"]),
-            env=EnvSpec.from_dict(values["env"]),
-            run_dir=values["run_dir"],
-        )
+        made = {
+            "config": from_dict(values["config"]),
+            "env": EnvSpec.from_dict(values["env"]),
+        }
+        return RunPlan(**(values | made))
 
     @property
     def workers(self) -> int:

@@ -10,12 +10,14 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from queue import Empty, SimpleQueue
+from typing import Any
 
 import numpy as np
 
-from fdql.checkpoint import save_checkpoint, save_tensors
+from fdql.checkpoint import Arrays, Tensors, save_tensors
 from fdql.proc.governor import Governor
 from fdql.proc.loader import Loader
 from fdql.proc.memory import (
@@ -27,14 +29,19 @@ from fdql.proc.memory import (
     RunMemory,
     RunPlan,
 )
+from fdql.proc.restore import restore_replay, restored_facts
+from fdql.proc.saver import Captured, Saver
 from fdql.profile import Counter, Stage
 from fdql.replay.batch import Batch
 from fdql.sac.learner import Learner
+from fdql.sac.nets import F32
 from fdql.sac.policy import Policy
 from fdql.shm.records import now_ns
 
 SLICE_NS = 100_000_000  # longest wait between two looks at the stop word
 METRICS_SECONDS = 0.5  # between two lines of metrics
+LEARNER = "learner."  # before the names of the learner's arrays in a checkpoint
+STATISTICS = ("obs_mean", "obs_scale", "reward_scale")
 HEALTH_UPDATES, HEALTH_ROWS = 100, 64  # between two looks at a batch; rows of it for dead units
 
 
@@ -50,6 +57,14 @@ def make_learner(plan: RunPlan) -> Learner:
     from fdql.sac.kernels import CompiledLearner
 
     return CompiledLearner(net, sac, exponent, seed, threads)
+
+
+def learn(learner: Learner, batch: Batch) -> None:
+    """One update from a staged batch, whose priorities it fills."""
+    learner.update(
+        batch.obs, batch.action, batch.reward, batch.discount, batch.next_obs,
+        batch.obs_mean, batch.obs_scale, batch.reward_scale, batch.priority,
+    )  # fmt: skip
 
 
 class Trainer:
@@ -77,17 +92,7 @@ class Trainer:
     def update(self, batch: Batch) -> None:
         """One update; afterwards more environment steps may be allowed."""
         t0 = now_ns()
-        self.learner.update(
-            batch.obs,
-            batch.action,
-            batch.reward,
-            batch.discount,
-            batch.next_obs,
-            batch.obs_mean,
-            batch.obs_scale,
-            batch.reward_scale,
-            batch.priority,
-        )
+        learn(self.learner, batch)
         self.obs_mean[:], self.obs_scale[:] = batch.obs_mean, batch.obs_scale
         self.reward_scale[:] = batch.reward_scale
         if self.updates % HEALTH_UPDATES == 0:
@@ -144,25 +149,69 @@ class Trainer:
         scale = {"reward_scale": float(self.reward_scale[0])}
         return self.learner.metrics() | scale | self.health
 
-    def save(self) -> None:
-        """Write the final policy and the learner's state into the run folder."""
+    def capture(self) -> Captured:
+        """Copies of everything that the next update depends on; between two updates."""
+        arrays = {LEARNER + name: array for name, array in self.learner.state().items()}
+        arrays |= {name: getattr(self, name).copy() for name in STATISTICS}
+        workers = (self.memory.worker_record(w) for w in range(self.plan.workers))
+        facts = {
+            "updates": self.updates,
+            "stale": self.record.get(Counter.STALE),
+            "episodes": sum(w.get(Counter.EPISODES) for w in workers),
+            "health": self.health,
+        }
+        return Captured(arrays, facts)
+
+    def restore(self, folder: Path) -> None:
+        """Go on from a checkpoint. Raises CheckpointError when its learner is not this one's."""
+        own = self.capture().arrays
+        with Tensors(folder / "learner.safetensors") as file:
+            arrays = {name: file.read(name, x.dtype, x.shape) for name, x in own.items()}
+        for name in STATISTICS:
+            getattr(self, name)[:] = arrays.pop(name)
+        self.learner.load_state({k.removeprefix(LEARNER): array for k, array in arrays.items()})
+        self.updates = self.learner.updates
+        self.health = restored_facts(folder, "health")
+        self.record.set(Counter.UPDATES, self.updates)
+        self.record.set(Counter.ALLOWED, self.governor.allowed(self.updates))
+
+    def publish_again(self, flat: F32, version: int) -> None:
+        """Publish the policy that acted when the checkpoint was taken, if one did."""
+        if version:
+            self.weights.publish(flat, version)
+        self.published = version
+
+    def save(
+        self, saver: Saver, captured: Captured | None = None,
+        more: Mapping[str, Arrays] | None = None,
+    ) -> None:  # fmt: skip
+        """Write the final policy and the last checkpoint into the run folder: what was captured, or
+        the learner as it is now, and `more`, serial mode's.
+        """
         if self.updates == 0:
-            return  # nothing was learned yet
+            saver.close(None)  # nothing was learned yet
+            return
         self.snapshot()
-        folder = Path(self.plan.run_dir)
         facts = {"updates": self.updates, "env_steps": self.record.get(Counter.INSERTED)}
         save_tensors(
-            folder / "policy.safetensors", {"policy": self.flat}, self.plan.policy_facts() | facts
+            Path(self.plan.run_dir) / "policy.safetensors",
+            {"policy": self.flat},
+            self.plan.policy_facts() | facts,
         )
-        save_checkpoint(
-            folder / "checkpoints" / f"updates-{self.updates}", self.learner.state(), facts
-        )
+        saver.close(captured or self.capture(), more)
 
 
 def trainer_main(memory: RunMemory, events: Events) -> int:
     """Run until told to stop, then save. Returns 0; NotFiniteError when an update is not finite."""
     loader = Loader(memory)
     trainer = Trainer(memory, make_learner(memory.plan))
+    news: SimpleQueue[dict[str, Any]] = SimpleQueue()
+    saver = Saver(memory.plan, loader.replay, lambda kind, **v: news.put({"kind": kind} | v))
+    if memory.plan.checkpoint is not None:
+        restore_replay(Path(memory.plan.checkpoint), loader, saver)
+        loader.replay.close_lanes(0, memory.plan.lanes)  # the environments start anew
+        trainer.restore(Path(memory.plan.checkpoint))
+        trainer.publish()
     warm_up(memory.plan, loader)
     record, control, bell = trainer.record, memory.control, memory.bell(BELL_TRAINER)
     ready: SimpleQueue[Batch] = SimpleQueue()
@@ -174,6 +223,7 @@ def trainer_main(memory: RunMemory, events: Events) -> int:
             free = list(loader.batches)
             while not control.stop:
                 worked = loader.ingest() > 0
+                worked |= saver.work()
                 loader.updates = trainer.updates
                 while not done.empty():
                     batch = done.get()
@@ -219,6 +269,10 @@ def trainer_main(memory: RunMemory, events: Events) -> int:
                 trainer.publish()
             done.put(batch)
             bell.ring()
+        if saver.wants_learner and trainer.updates:
+            saver.give(trainer.capture())
+        while not news.empty():
+            events.send(**news.get())
         if started is not None:
             record.set(Counter.TRAIN_NS, now_ns() - started)
         if time.monotonic() - reported > METRICS_SECONDS:
@@ -228,27 +282,16 @@ def trainer_main(memory: RunMemory, events: Events) -> int:
     if failure:
         raise failure[0]
     trainer.publish()
-    trainer.save()
+    trainer.save(saver)
     events.send("train", **trainer.metrics())
     return 0
 
 
 def warm_up(plan: RunPlan, loader: Loader) -> None:
     """Load the learner's kernels before the first chunk, on a learner of its own."""
-    learner = make_learner(plan)
     batch = loader.batches[0]
     batch.obs_scale[:], batch.reward_scale[:] = 1.0, 1.0
-    learner.update(
-        batch.obs,
-        batch.action,
-        batch.reward,
-        batch.discount,
-        batch.next_obs,
-        batch.obs_mean,
-        batch.obs_scale,
-        batch.reward_scale,
-        batch.priority,
-    )
+    learn(make_learner(plan), batch)
 
 
 if __name__ == "__main__":

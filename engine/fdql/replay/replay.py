@@ -151,6 +151,11 @@ class Replay:
             self.rescale_at = after + min(RESCALE_STEPS, after // 8)
         return after - before
 
+    def restore(self, views: ChunkViews, n_rows: int, lane: int) -> None:
+        """Store saved rows 0..n_rows again, in `lane`; statistics have seen them already."""
+        self._check_lanes(lane, 1)
+        self._append(views, n_rows, lane, 1, close=False)
+
     def close_lanes(self, first_lane: int, n_lanes: int) -> None:
         """End the open episodes of lanes whose worker is gone.
 

@@ -8,7 +8,7 @@ actions for training and keeps the held noise of every lane. An inference round 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from fdql.config import ExploreConfig
 from fdql.sac import health
 from fdql.sac import kernels_act as kernels
+from fdql.sac.learner import pack_generator, unpack_generator
 from fdql.sac.nets import (
     F32,
     HEADS,
@@ -31,6 +32,7 @@ from fdql.sac.nets import (
 I64 = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
 Obs = NDArray[Any]  # float32 (n, O), or uint8 (n, O) where the policy sees images
+HELD = ("left", "held", "warmup_left", "warmup_held")  # noise that lanes hold
 Actions = NDArray[Any]  # float32 (n, A) in [-1, 1], or int32 (n,) when discrete
 
 
@@ -205,8 +207,9 @@ class Explorer:
     """
 
     def __init__(
-        self, spec: NetSpec, config: ExploreConfig, n_lanes: int, explorer: BoolArray, seed: int
-    ) -> None:
+        self, spec: NetSpec, config: ExploreConfig, n_lanes: int, explorer: BoolArray,
+        seed: int | Sequence[int],
+    ) -> None:  # fmt: skip
         if explorer.shape != (n_lanes,) or explorer.dtype != np.bool_:
             raise ValueError(
                 f"explorer is {explorer.dtype} {explorer.shape}, must be bool ({n_lanes},)"
@@ -218,13 +221,11 @@ class Explorer:
         self._factor = np.float32(config.explorer_std_factor)
         self._least = np.float32(config.explorer_min_std)
         self._steps_left = config.explorer_steps
-        if config.explorer_steps == 0 and not spec.discrete:
-            self.explorer[:] = False
+        self.skip(0)
         self._rng = np.random.default_rng(seed)
-        self._cumulative = hold_distribution(config.hold_exponent, config.hold_longest)
-        self._policy_cumulative = hold_distribution(
-            config.hold_exponent, config.policy_hold_longest
-        )
+        exponent = config.hold_exponent
+        self._cumulative = hold_distribution(exponent, config.hold_longest)
+        self._policy_cumulative = hold_distribution(exponent, config.policy_hold_longest)
         held: Any = np.zeros((n_lanes, spec.action_dim), dtype=np.float32)
         if spec.discrete:
             held = np.zeros(n_lanes, dtype=np.int64)
@@ -247,10 +248,7 @@ class Explorer:
             )
         if rows and lanes.view(np.uint64).max() >= self._n_lanes:  # a negative lane is a huge one
             raise ValueError(f"lanes {lanes.tolist()}: must be in 0..{self._n_lanes - 1}")
-        if self._steps_left > 0 and not self.spec.discrete:
-            self._steps_left -= rows
-            if self._steps_left <= 0:
-                self.explorer[:] = False
+        self.skip(rows)
         if warmup:
             self._warm_up(lanes, out)
             return
@@ -272,6 +270,25 @@ class Explorer:
                 normal, self._rng.random(rows), self._factor, self._least,
                 self._policy_cumulative, *noise,
             )  # fmt: skip
+
+    def skip(self, steps: int) -> None:
+        """Count so many actions as taken: what continuous explorers have left of their time."""
+        self._steps_left -= steps
+        if self._steps_left <= 0 and not self.spec.discrete:
+            self.explorer[:] = False
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Copies of everything that the next actions depend on beside the policy."""
+        steps = np.array([self._steps_left])
+        held = {name: getattr(self, "_" + name).copy() for name in HELD}
+        return held | {"generator": pack_generator(self._rng), "steps_left": steps}
+
+    def load_state(self, state: dict[str, NDArray[Any]]) -> None:
+        """Continue where `state`, of an explorer with the same lanes, was taken."""
+        for name in HELD:
+            getattr(self, "_" + name)[...] = state[name]
+        self._rng = unpack_generator(state["generator"])
+        self.skip(self._steps_left - int(state["steps_left"][0]))
 
     def _warm_up(self, lanes: I64, out: Actions) -> None:
         noise = (self._cumulative, self._warmup_left, self._warmup_held, out)

@@ -1,0 +1,21 @@
+"""`fdql resume RUN`: a run goes on in its folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fdql.commands.flags import parse
+from fdql.config import Config, ConfigError
+
+
+def run(words: list[str]) -> int:
+    """Go on from the run's newest sound checkpoint. Returns the exit code."""
+    asks = words[:1] in (["--help"], ["-h"])
+    if not asks and (not words or words[0].startswith("-")):
+        raise ConfigError("run: its folder must follow; fdql resume runs/CartPole-v1/<run> works")
+    from fdql.resume import resume, run_config
+
+    path = Path("." if asks else words.pop(0))
+    about = "Go on with a run in its folder, from its newest checkpoint; flags change its settings."
+    config = parse(words, Config() if asks else run_config(path), "resume RUN", about)
+    return resume(path, config).exit_code
