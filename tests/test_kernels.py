@@ -298,7 +298,7 @@ def test_priorities_by_hand():
     spec, config = tiny(True)
     learner = CompiledLearner(spec, config, 0.4, 0)
     learner.update(*batch(spec, size=3))
-    c = learner._critics._replace(y=f32(0.5, 2, 8), q=zeros(2, 3))
+    c = learner._critics[1]._replace(y=f32(0.5, 2, 8), q=zeros(2, 3))
     rates = Rates(1.0, 1.0, 1.0, 5.0, 0.75, 0.0, 0.4, 1.0, 0.0)  # 11 bins on -5..5: one bin is 1
     out = np.zeros(3)
     assert priorities(c, np.array([2, 0, 1]), rates, out) == (0, pytest.approx(3.5))
@@ -319,8 +319,10 @@ def test_cached_machine_code_is_stamped_with_all_sources():
 def test_two_threads_give_the_numbers_of_one(discrete, head):
     spec, config = tiny(discrete, head=head)
     one, two = (CompiledLearner(spec, config, 0.4, 3, threads=n) for n in (1, 2))
+    assert (one.thread_counts, two.thread_counts) == ((1,), (1, 2))
     for i in range(30):
         data = batch(spec, seed=i, size=40), batch(spec, seed=i, size=40)
+        two.threads = 1 if i in (3, 20, 21) else 2  # also when their number changes
         one.update(*data[0])
         two.update(*data[1])
         np.testing.assert_array_equal(data[0][-1], data[1][-1])  # priorities

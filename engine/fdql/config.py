@@ -312,8 +312,8 @@ class EngineConfig:
     publish_seconds: float = 0.2
     """... or seconds (asynchronous mode only)."""
     learner_threads: int | None = None
-    """Threads of the learner, the compiled one has 1 or 2 (one for each critic); None: from the
-    cores and the environment's step.
+    """Threads of the learner; the compiled one has at most 2, one for each critic, and takes one or
+    two as updates are faster at the moment; None: from the cores and the environment's step.
     """
     spin_us: float = 0.0
     """Microseconds that workers and inference look for a message before they sleep. On two cores 50

@@ -184,7 +184,7 @@ def banner(plan: RunPlan, cores: int, replay: int, step_us: float) -> list[str]:
             else f"{plan.workers} worker(s), inference, trainer, evaluator"
         )
         + f"; {plan.lanes} environments; {config.learner} learner"
-        + f", {config.engine.learner_threads} thread(s)",
+        + f", at most {config.engine.learner_threads} thread(s)",
         f"replay {config.replay.capacity:,} transitions, at most {replay / 2**20:,.0f} MiB; "
         + (
             "unthrottled"

@@ -47,6 +47,7 @@ COLUMNS = (
     "train/data_age",
     "train/priority_spread",
     "train/dead_units",
+    "train/threads",
     "replay/size",
     "engine/duty_cycle",
     "engine/policy_lag_p50",

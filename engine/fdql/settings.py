@@ -84,7 +84,7 @@ ABOUT = {
     "engine.ring_chunks": ("chunks", "ours"),
     "engine.publish_updates": ("updates", "trials"),
     "engine.publish_seconds": ("seconds", "ours"),
-    "engine.learner_threads": ("threads", "docs/adr/0010, docs/adr/0011"),
+    "engine.learner_threads": ("threads", "docs/adr/0010, docs/adr/0015"),
     "engine.spin_us": ("microseconds", "measured, docs/LOG.md"),
     "engine.ahead_updates": ("updates", "docs/adr/0003"),
     "engine.restarts": ("restarts", "ours"),

@@ -31,6 +31,7 @@ from fdql.proc.memory import (
 )
 from fdql.proc.restore import restore_replay, restored_facts
 from fdql.proc.saver import Captured, Saver
+from fdql.proc.thread_choice import ThreadChoice
 from fdql.profile import Counter, Stage
 from fdql.replay.batch import Batch
 from fdql.sac.learner import Learner
@@ -89,8 +90,8 @@ class Trainer:
         self.published_ns = now_ns()
         self.record.set(Counter.ALLOWED, self.governor.allowed(0))
 
-    def update(self, batch: Batch) -> None:
-        """One update; afterwards more environment steps may be allowed."""
+    def update(self, batch: Batch) -> int:
+        """One update; afterwards more environment steps may be allowed. Returns nanoseconds."""
         t0 = now_ns()
         learn(self.learner, batch)
         self.obs_mean[:], self.obs_scale[:] = batch.obs_mean, batch.obs_scale
@@ -103,6 +104,7 @@ class Trainer:
         self.record.set(Counter.UPDATES, self.updates)
         self.record.set(Counter.ALLOWED, self.governor.allowed(self.updates))
         self.inference.ring()
+        return now - t0
 
     def _look_at(self, batch: Batch) -> None:
         """How old, how uneven and how exciting the data of an update was."""
@@ -146,8 +148,8 @@ class Trainer:
 
     def metrics(self) -> dict[str, float]:
         """What the learner says of itself, with the reward scale and a look at a recent batch."""
-        scale = {"reward_scale": float(self.reward_scale[0])}
-        return self.learner.metrics() | scale | self.health
+        now = {"reward_scale": float(self.reward_scale[0]), "threads": self.learner.threads}
+        return self.learner.metrics() | now | self.health
 
     def capture(self) -> Captured:
         """Copies of everything that the next update depends on; between two updates."""
@@ -213,6 +215,8 @@ def trainer_main(memory: RunMemory, events: Events) -> int:
         trainer.restore(Path(memory.plan.checkpoint))
         trainer.publish()
     warm_up(memory.plan, loader)
+    choice = ThreadChoice(trainer.learner.thread_counts)
+    trainer.learner.threads = choice.threads
     record, control, bell = trainer.record, memory.control, memory.bell(BELL_TRAINER)
     ready: SimpleQueue[Batch] = SimpleQueue()
     done: SimpleQueue[Batch] = SimpleQueue()
@@ -264,7 +268,8 @@ def trainer_main(memory: RunMemory, events: Events) -> int:
                 started = now  # the warm-up's wait is not the trainer's
             record.observe(Stage.STAGED, ready.qsize())
             record.heartbeat(Stage.UPDATE)
-            trainer.update(batch)
+            choice.took(trainer.update(batch))
+            trainer.learner.threads = choice.threads
             if trainer.publish_due(by_time=True):
                 trainer.publish()
             done.put(batch)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from fdql.config import SacConfig
 from fdql.sac.jit import two_threads
 from fdql.sac.kernels_continuous import Actor, update_continuous
-from fdql.sac.kernels_critic import Critics, Rates
+from fdql.sac.kernels_critic import Critics, Rates, with_threads
 from fdql.sac.kernels_discrete import Discrete, update_discrete
 from fdql.sac.learner import (
     ADAM_BETA1,
@@ -62,7 +62,7 @@ _WINDOW_SIGMAS = 6.0  # half width of the bins computed around a target; the mas
 class CompiledLearner:
     """Implements `learner.Learner`. Memory is laid out at the first update, for its batch size.
 
-    threads   1, or 2: the two critics side by side; the numbers are the same bit for bit
+    threads   at most this many, 1 or 2: the two critics side by side; the same numbers bit for bit
     """
 
     def __init__(
@@ -77,7 +77,8 @@ class CompiledLearner:
             raise ValueError(f"{spec} has images; update.TorchLearner learns from them")
         if threads not in (1, 2):
             raise ValueError(f"threads = {threads}: 1, or 2 for one of each critic")
-        self._threads = threads
+        self.threads = threads
+        self.thread_counts = tuple(range(1, threads + 1))
         if threads == 2:
             two_threads()
         self.spec = spec
@@ -109,8 +110,8 @@ class CompiledLearner:
             entropy_backup=config.entropy_backup,
         )
         self._rows = 0
-        self._critics: Critics
-        self._discrete: Discrete
+        self._critics: dict[int, Critics]  # by the number of threads
+        self._discrete: dict[int, Discrete]
         self._actor: Actor
 
     def update(
@@ -147,7 +148,8 @@ class CompiledLearner:
     def _update_discrete(self, batch: tuple[Any, ...]) -> None:
         solve = self.updates % SOLVE_EVERY == 0
         entropy, root, clipped, loss, norm, value, error = update_discrete(
-            self._critics, self._discrete, self._rates, math.exp(self.ln_temperature),
+            self._critics[self.threads], self._discrete[self.threads], self._rates,
+            math.exp(self.ln_temperature),
             self._goal, solve, self.updates + 1, *batch,
         )  # fmt: skip
         self._averages.add("entropy", entropy)
@@ -163,7 +165,7 @@ class CompiledLearner:
         next_noise = self._rng.standard_normal(shape, dtype=np.float32)
         noise = self._rng.standard_normal(shape, dtype=np.float32) if actor_step else next_noise
         clipped, loss, norm, value, error, actor_loss, entropy, std, actor_norm = update_continuous(
-            self._critics, self._actor, self._rates, math.exp(self.ln_temperature),
+            self._critics[self.threads], self._actor, self._rates, math.exp(self.ln_temperature),
             self.updates + 1, actor_step, next_noise, noise, *batch,
         )  # fmt: skip
         self._after_critics(clipped, loss, norm, value, error)
@@ -187,9 +189,8 @@ class CompiledLearner:
 
     def _check_norm(self, what: str, norm: float, loss: float) -> None:
         if not math.isfinite(norm):
-            raise NotFiniteError(
-                f"{what} gradient norm is {norm} at update {self.updates}, loss {loss}"
-            )
+            at = f"at update {self.updates}, loss {loss}"
+            raise NotFiniteError(f"{what} gradient norm is {norm} {at}")
 
     def _temperature_step(self, gradient: float, step: int) -> None:
         """Adam on ln temperature, then back into [min_temperature, 1]."""
@@ -237,25 +238,27 @@ class CompiledLearner:
 
     def _allocate(self, rows: int) -> None:
         """Working memory for batches of `rows`. Nothing in it outlives an update."""
-        s, split, t = self.spec, self._split, (self._threads,)
-        w = s.critic_width
-        actions = s.action_dim if s.discrete else 1
-        self._critics = Critics(
+        s, split, t = self.spec, self._split, self.thread_counts[-1:]
+        w, actions = s.critic_width, s.action_dim if s.discrete else 1
+        critics = Critics(
             **_head(s, self.config, rows, actions),
             params=self.params[:split], target=self.target, grad=self._gradient[:split],
             m=self.moments[0, :split], v=self.moments[1, :split], keep=self._keep[:split],
             **_activations(t, rows, w),
             outputs=_f32(*t, rows, s.bins), columns=_f32(*t, w, s.bins),
-            y=_f32(rows), q=_f32(2, rows),
-            loss=np.zeros(2), starts=np.linspace(0, rows, actions + 1).astype(np.int64),
+            y=_f32(rows), q=_f32(2, rows), loss=np.zeros(2),
+            starts=np.linspace(0, rows, actions + 1).astype(np.int64),
         )  # fmt: skip
+        self._critics = {n: with_threads(critics, n) for n in self.thread_counts}
         order = np.arange(rows)
         if s.discrete:
-            self._discrete = Discrete(
+            discrete = Discrete(
                 order=order, x=_f32(rows, s.obs_dim), next_x=_f32(rows, s.obs_dim),
                 out=_f32(*t, rows, s.critic_out), online=_f32(2, rows, actions),
                 q=_f32(rows, actions), policy=_f32(rows, actions), bonus=_f32(rows),
             )  # fmt: skip
+            by_threads = [(n, discrete._replace(out=discrete.out[:n])) for n in self.thread_counts]
+            self._discrete = dict(by_threads)
         else:
             self._actor = Actor(
                 params=self.params[split:], grad=self._gradient[split:], keep=self._keep[split:],

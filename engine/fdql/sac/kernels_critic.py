@@ -82,6 +82,14 @@ class Critics(NamedTuple):
     starts: I64
 
 
+PER_THREAD = ("n0", "x1", "r0", "n1", "x2", "r1", "d2", "d1", "outputs", "columns")
+
+
+def with_threads(c: Critics, threads: int) -> Critics:
+    """The same memory, for fewer threads."""
+    return c._replace(**{name: getattr(c, name)[:threads] for name in PER_THREAD})
+
+
 class Rates(NamedTuple):
     """The settings an update needs, as config.SacConfig and the replay's exponent have them."""
 

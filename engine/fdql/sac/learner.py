@@ -51,6 +51,8 @@ class Learner(Protocol):
     moments        (2, P) float32: AdamW's first and second moment of every parameter
     ln_temperature natural logarithm of the temperature, scaled reward units
     updates        updates made so far
+    thread_counts  numbers of threads it can take without changing a bit of its numbers
+    threads        which of them the next update takes; write it between updates
     The arrays are the learner's own memory: read them between updates, write only by load_state.
 
     Random draws come from one generator np.random.default_rng(seed): first `initialise(spec, rng)`;
@@ -65,6 +67,8 @@ class Learner(Protocol):
     moments: F32
     ln_temperature: float
     updates: int
+    thread_counts: tuple[int, ...]
+    threads: int
 
     def update(
         self,
