@@ -60,7 +60,8 @@ class TorchLearner:
         device: str = "cpu", threads: int = 1,
     ) -> None:  # fmt: skip
         torch.set_num_threads(threads)
-        self.thread_counts, self.threads = (threads,), threads  # its sums depend on their number
+        self.threads = threads
+        self.thread_counts: tuple[int, ...] = (threads,)  # its sums depend on their number
         if spec.image is not None:
             encoder.keep_freed_memory()
         self.spec = spec
