@@ -30,15 +30,14 @@ class ThreadChoice:
         self._updates = 0
         self._ns = 0
 
-    def took(self, ns: int) -> None:
-        """An update with `threads` threads took `ns` nanoseconds."""
-        if len(self.counts) == 1:
-            return
+    def took(self, ns: int) -> int:
+        """An update with `threads` threads took `ns` nanoseconds. Returns those of the next."""
         self._updates += 1
         self._ns += ns
-        if self._updates == TRIAL:
+        if self._updates == TRIAL and len(self.counts) > 1:
             self._decide(self._ns / TRIAL)
             self._updates = self._ns = 0
+        return self.threads
 
     def _decide(self, mean: float) -> None:
         tried = self.counts.index(self.threads)

@@ -195,11 +195,8 @@ class Trainer:
             return
         self.snapshot()
         facts = {"updates": self.updates, "env_steps": self.record.get(Counter.INSERTED)}
-        save_tensors(
-            Path(self.plan.run_dir) / "policy.safetensors",
-            {"policy": self.flat},
-            self.plan.policy_facts() | facts,
-        )
+        path = Path(self.plan.run_dir) / "policy.safetensors"
+        save_tensors(path, {"policy": self.flat}, self.plan.policy_facts() | facts)
         saver.close(captured or self.capture(), more)
 
 
@@ -264,12 +261,10 @@ def trainer_main(memory: RunMemory, events: Events) -> int:
             batch = None
         now = record.observe_since(Stage.WAIT, t0)
         if batch is not None:
-            if started is None:
-                started = now  # the warm-up's wait is not the trainer's
+            started = started or now  # the warm-up's wait is not the trainer's
             record.observe(Stage.STAGED, ready.qsize())
             record.heartbeat(Stage.UPDATE)
-            choice.took(trainer.update(batch))
-            trainer.learner.threads = choice.threads
+            trainer.learner.threads = choice.took(trainer.update(batch))
             if trainer.publish_due(by_time=True):
                 trainer.publish()
             done.put(batch)
