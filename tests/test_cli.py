@@ -111,7 +111,9 @@ def test_flags_beat_the_file(tmp_path: Path, monkeypatch):
     class Result:
         exit_code = 0
 
-    monkeypatch.setattr(fdql.supervisor, "train", lambda config: seen.append(config) or Result())
+    monkeypatch.setattr(
+        fdql.supervisor, "train", lambda config, **_: seen.append(config) or Result()
+    )
     assert main(["train", "--config", str(tmp_path / "c.toml"), "--seed", "5"]) == 0
     assert main([f"--config={tmp_path / 'c.toml'}", "--sac.discount", "0.8"]) == 0
     assert (seen[0].seed, seen[0].ratio, seen[0].sac.discount) == (5, 8.0, 0.9)
@@ -128,3 +130,23 @@ def test_print_config_prints_what_a_run_would_take_and_trains_nothing(tmp_path: 
     config = load_toml(tmp_path / "d.toml")
     assert (config.seed, config.sac.discount) == (3, 0.5)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["c.toml", "d.toml"]
+
+
+@pytest.mark.parametrize("env", ["own_envs:Counting", "antigravity:Hover-v0"])
+def test_a_file_never_decides_what_code_runs(tmp_path: Path, monkeypatch, capsys, env):
+    import fdql.supervisor
+
+    (tmp_path / "c.toml").write_text(f"env = '{env}'\n")
+    words = ["train", "--config", str(tmp_path / "c.toml")]
+    assert main(words) == 2
+    assert f"say so: --env {env}" in capsys.readouterr().err
+    seen = []
+
+    class Result:
+        exit_code = 0
+
+    monkeypatch.setattr(
+        fdql.supervisor, "train", lambda config, **_: seen.append(config) or Result()
+    )
+    assert main([*words, "--env", env]) == 0
+    assert seen[0].env == env

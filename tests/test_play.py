@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 import pytest
+from fdql.config import ConfigError
 from fdql.envs import describe, make_env
-from fdql.play import Policy
+from fdql.play import Policy, evaluate, policy_from
 from gymnasium.wrappers import FrameStackObservation
+from plans import small_plan
 
 
 class Recording:
@@ -53,4 +56,45 @@ def test_images_that_come_stacked_are_taken_as_they_are(own_environments):
     assert policy.predict(np.stack([obs, obs])).shape == (2,)
     with pytest.raises(ValueError, match=r"\(5, 36, 40\) or \(n, \*\(5, 36, 40\)\) works$"):
         policy.predict(obs[0])
+    made.close()
+
+
+def test_a_policy_never_decides_what_code_runs(own_environments, monkeypatch):
+    _, policy, _ = policy_of("Picture")
+    imported: list[str] = []
+    monkeypatch.setattr("importlib.import_module", lambda name, *_: imported.append(name))
+    for name in ("own_envs:Picture", "antigravity:Hover-v0"):  # Gymnasium imports the second
+        strange = dataclasses.replace(policy, env=dataclasses.replace(policy.env, env=name))
+        with pytest.raises(ConfigError, match=f"--env {name}"):
+            evaluate(strange, episodes=1)
+    assert imported == []
+
+
+@pytest.mark.parametrize(
+    ("env", "obs", "action", "dtype"),
+    [
+        ("CartPole-v1", (4,), (), np.int64),
+        ("Pendulum-v1", (3,), (1,), np.float32),
+    ],
+)
+def test_predict_takes_one_observation_or_any_number(tmp_path, env, obs, action, dtype):
+    plan = small_plan(env, tmp_path)
+    weights = np.random.default_rng(0).standard_normal(plan.policy_size).astype(np.float32)
+    policy = policy_from(plan.policy_facts(), weights)
+    one = np.linspace(-0.1, 0.1, obs[0])
+    for deterministic in (True, False):
+        single = policy.predict(one, deterministic)
+        assert (single.shape, single.dtype) == (action, dtype)
+        for n in (0, 1, 5):
+            many = policy.predict(np.tile(one, (n, 1)), deterministic)
+            assert (many.shape, many.dtype) == ((n, *action), dtype)
+            if deterministic:
+                assert (many == single).all()
+    assert policy.predict(one.tolist()) == policy.predict(one)
+    for wrong in (one[:-1], one[None, None], np.float32(0)):
+        with pytest.raises(ValueError, match=r"works"):
+            policy.predict(wrong)
+    made = make_env(env)
+    made.reset(seed=0)
+    made.step(policy.predict(one))  # what it gives the environment takes
     made.close()

@@ -112,7 +112,7 @@ def test_a_killed_run_goes_on_where_it_was(own_environments, tmp_path, monkeypat
     steps = [row["time/total_timesteps"] for row in metrics(folder)]
     assert steps == sorted(steps)
     assert len(list((tmp_path / "runs").rglob("config.toml"))) == 1
-    assert main(["resume", str(folder)]) == 2
+    assert main(["resume", str(folder), "--env", "own_envs:Counting"]) == 2
     assert unfinished("own_envs:Counting", 0) is None
 
 
@@ -120,11 +120,13 @@ def test_what_cannot_go_on_is_explained(own_environments, tmp_path, capsys):
     config = small_config("own_envs:Counting", total_timesteps=300, serial=True)
     run(replace(config, checkpoint_keep=0), tmp_path / "run")
     assert not (tmp_path / "run" / "checkpoints").exists()
+    env = "--env", "own_envs:Counting"
     for words, says in (
         ([], "its folder must follow"),
         ([str(tmp_path)], "no config.toml in it"),
-        ([str(tmp_path / "run")], "it has no checkpoint to go on from"),
-        ([str(tmp_path / "run"), "--seed", "7"], "a run keeps its seed (0)"),
+        ([str(tmp_path / "run")], "say so: --env own_envs:Counting"),
+        ([str(tmp_path / "run"), *env], "it has no checkpoint to go on from"),
+        ([str(tmp_path / "run"), *env, "--seed", "7"], "a run keeps its seed (0)"),
     ):
         assert main(["resume", *words]) == 2
         assert says in capsys.readouterr().err

@@ -5,8 +5,8 @@ replay/sum_tree.py and replay/replay.py (4: sample), sac/update.py (5: update; s
 same, compiled), proc/trainer.py (6: publish), proc/inference.py (7 and 8: infer, act),
 supervisor.py.
 
-Public names: Config, train, resume, evaluate, load. They are imported on first use, because
-environment workers import this package too and must stay free of everything they do not use.
+Public names: Config, train, resume, evaluate, load, Policy, Callback. They are imported on first
+use, because environment workers import this package too and must stay free of what they do not use.
 """
 
 from __future__ import annotations
@@ -14,15 +14,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Config", "evaluate", "load", "resume", "train"]
+__all__ = ["Callback", "Config", "Policy", "evaluate", "load", "resume", "train"]
 
 if TYPE_CHECKING:
+    from fdql.callbacks import Callback
     from fdql.config import Config
-    from fdql.play import evaluate, load
+    from fdql.play import Policy, evaluate, load
     from fdql.resume import resume
     from fdql.supervisor import train
 
 _HOMES = {
+    "Callback": "fdql.callbacks",
+    "Policy": "fdql.play",
     "Config": "fdql.config",
     "evaluate": "fdql.play",
     "load": "fdql.play",

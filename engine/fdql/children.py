@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from collections import deque
 from collections.abc import Iterator
@@ -31,6 +32,7 @@ def child_environment(kernel_threads: int) -> dict[str, str]:
     env = dict(os.environ) | dict.fromkeys(_THREAD_VARIABLES, "1")
     env["NUMBA_NUM_THREADS"] = str(kernel_threads)
     env["PYTHONUNBUFFERED"] = "1"
+    env["PYTHONPATH"] = os.pathsep.join(_import_path())
     package = Path(__file__).parent
     if "NUMBA_CACHE_DIR" not in env and not os.access(package, os.W_OK):
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -43,6 +45,15 @@ def child_environment(kernel_threads: int) -> dict[str, str]:
                 env["NUMBA_CACHE_DIR"] = str(folder)
                 break
     return env
+
+
+def _import_path() -> list[str]:
+    """Where this process finds modules and a child would not look by itself: beside a script, for
+    instance. What comes with Python is left out, for a child may start another Python.
+    """
+    usual = set(sysconfig.get_paths().values())
+    library = sysconfig.get_path("stdlib")
+    return [p or os.getcwd() for p in sys.path if p not in usual and not p.startswith(library)]
 
 
 class Child:

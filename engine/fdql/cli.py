@@ -17,6 +17,7 @@ VERBS = {
     "eval": "fdql eval RUN [--episodes N] [...]         play greedy episodes with a trained policy",
     "trace": "fdql trace [--seconds N] [--env ID] [...]  train long enough to record a timeline",
     "autotune": "fdql autotune [--env ID] [--out FILE]      find the engine settings faster here",
+    "export": "fdql export RUN [--out policy.onnx]        the policy as an ONNX model",
     "plot": "fdql plot RUN... [--x seconds] [--out F]   draw curves: mean and interval over seeds",
     "report": "fdql report RUN... [--out page.html]       write runs as one HTML page",
     "doctor": "fdql doctor [--json]                       what this machine and installation lack",

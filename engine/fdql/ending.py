@@ -13,7 +13,8 @@ from fdql.report import Report
 class RunResult:
     """How a run ended.
 
-    exit_reason   solved, no_improvement, total_timesteps, traced, interrupted, crash or bad_value
+    exit_reason   solved, no_improvement, total_timesteps, traced, callback, interrupted,
+                  crash or bad_value
     problem       one sentence when it did not end well
     summary       what summary.json holds
     """
@@ -28,7 +29,13 @@ class RunResult:
         """For the shell: 0, 130 after Ctrl-C, 1 when there was a problem."""
         if self.problem:
             return 1
-        in_order = self.exit_reason in ("solved", "no_improvement", "total_timesteps", "traced")
+        in_order = self.exit_reason in (
+            "solved",
+            "no_improvement",
+            "total_timesteps",
+            "traced",
+            "callback",
+        )
         return 0 if in_order else 130 if self.exit_reason == "interrupted" else 1
 
 

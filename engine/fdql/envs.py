@@ -21,7 +21,8 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from fdql.config import ConfigError
+from fdql.config import Config, ConfigError
+from fdql.facts import from_facts
 from fdql.frames import ToRow, image_layout, row_function
 from fdql.registry import Env, from_registry
 from fdql.shm.chunk import RowShape
@@ -29,6 +30,7 @@ from fdql.shm.chunk import RowShape
 # Where gymnasium registers no threshold for an environment whose score has an agreed line:
 # (mean return, episodes); Pendulum's score varies with its start, so it is averaged over more.
 _LINES = {"Pendulum-v1": (-180.0, 100)}
+MOST_COMPONENTS = 65_536  # of an observation
 ATARI_EPISODES = 10  # of an evaluation: a game takes up to 27,000 steps
 
 
@@ -98,15 +100,11 @@ class EnvSpec:
         return asdict(self)
 
     @staticmethod
-    def from_dict(values: dict[str, Any]) -> EnvSpec:
-        """Inverse of to_dict. Raises ConfigError when a key is missing or unknown."""
-        try:
-            plain: dict[str, Any] = {
-                k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
-            }
-            return EnvSpec(**plain)
-        except TypeError as error:
-            raise ConfigError(f"not a description of an environment: {error}") from None
+    def from_dict(values: Any) -> EnvSpec:
+        """Inverse of to_dict. Raises ValueError when a key is missing, unknown or of another
+        type.
+        """
+        return from_facts(EnvSpec, values)
 
 
 class ActionScale:
@@ -152,20 +150,41 @@ def make_env(env: str, render_mode: str | None = None) -> Env:
     return from_registry(env, render_mode)
 
 
+_importing: list[str] = []  # factories whose module is being imported just now
+
+
+def check_train_call(config: Config) -> None:
+    """Raises ConfigError where a run would start itself again, or its processes would not find
+    the environment.
+    """
+    if _importing:
+        raise ConfigError(
+            f"env = {_importing[0]!r}: importing its module calls fdql.train again, and every "
+            'process of a run imports it; put the call behind if __name__ == "__main__":'
+        )
+    if config.env.startswith("__main__:") and not config.serial:
+        raise ConfigError(
+            f"env = {config.env!r}: the processes of a run import the environment's module, and "
+            "what a script or a notebook defines itself cannot be imported; move it to a file "
+            "beside it, my_module.py, and env = 'my_module:factory' works (so does serial = True)"
+        )
+
+
 def _from_factory(env: str, render_mode: str | None) -> Env:
     module_name, _, factory = env.partition(":")
+    # `python -m` and the console script differ in this; users expect their folder.
     if (here := str(Path.cwd())) not in sys.path:
-        sys.path.insert(
-            0, here
-        )  # `python -m` and the console script differ here; users expect their folder
+        sys.path.insert(0, here)
+    _importing.append(env)
     try:
         target: Any = importlib.import_module(module_name)
     except ImportError as error:
         raise ConfigError(
             f"env = {env!r}: cannot import module {module_name!r} ({error}); it is looked for on "
-            "the "
-            f"Python path and in {here}"
+            f"the Python path and in {here}"
         ) from None
+    finally:
+        _importing.pop()
     for name in factory.split("."):
         if not hasattr(target, name):
             raise ConfigError(f"env = {env!r}: {module_name!r} has no attribute {factory!r}")
@@ -213,7 +232,7 @@ def describe(env: str, made: Env) -> EnvSpec:
         )
     image, stack = image_layout(env, obs.shape) if obs.dtype == np.uint8 else (None, 1)
     obs_dim = math.prod(obs.shape)
-    if not 1 <= obs_dim <= 65_536:
+    if not 1 <= obs_dim <= MOST_COMPONENTS:
         raise ConfigError(
             f"env = {env!r} has {obs_dim} observation components, {obs}: 1 to 65536 are supported"
             + (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ from numpy.typing import NDArray
 
 from fdql.checkpoint import CheckpointError, load_tensors
 from fdql.config import ConfigError, ExploreConfig
-from fdql.envs import ActionScale, EnvSpec, describe, is_factory, make_env
-from fdql.frames import to_rows
+from fdql.envs import MOST_COMPONENTS, ActionScale, EnvSpec, describe, make_env
+from fdql.facts import from_facts
+from fdql.frames import image_layout, to_rows
 from fdql.leaderboard import PLACES, read
 from fdql.proc.arena import Evaluation, play
 from fdql.sac import policy as acting
@@ -47,6 +49,9 @@ class Policy:
         ValueError for another shape, for images of another dtype, or for a NaN or infinity.
         """
         obs, one = self._checked(obs)
+        if len(obs) == 0:
+            kind = np.int64 if self.env.discrete else np.float32
+            return np.zeros((0, *self.env.action_shape), dtype=kind)
         rows = to_rows(obs, self.env.obs_shape, self.env.image, self.env.stack)
         shape, dtype = ((), np.int32) if self.env.discrete else ((self.env.action_dim,), np.float32)
         actions = np.zeros((len(rows), *shape), dtype=dtype)
@@ -119,26 +124,53 @@ def load(run_dir: str | Path, which: str | int = "best") -> Policy:
         )
     arrays, facts = load_tensors(file)
     try:
-        if facts["format"] != 3:
-            raise CheckpointError(
-                f"{file}: format {facts['format']!r}, this version reads format 3"
-            )
-        discount = facts["discount"]
-        if not isinstance(discount, float) or not 0.0 <= discount < 1.0:
-            raise CheckpointError(f"{file}: its discount is {discount!r}, not in [0, 1)")
-        env = EnvSpec.from_dict(facts["env"])
-        net = NetSpec(**env.net_inputs, **facts["net"])
-        flat = arrays["policy"]
-        if flat.dtype != np.float32 or flat.shape != (size_of(policy_shapes(net)),):
-            raise CheckpointError(
-                f"{file}: holds {flat.dtype} {flat.shape}, not this policy's float32 numbers"
-            )
-        plain = acting.Explorer(
-            net, ExploreConfig(policy_hold_longest=1), 1, np.zeros(1, dtype=np.bool_), 0
-        )
-        return Policy(env, facts, discount, acting.Policy(net, flat), plain)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{file}: not a policy of fdql ({error!r})") from None
+        return policy_from(facts, arrays["policy"])
+    except (KeyError, TypeError, ValueError, ConfigError) as error:
+        raise CheckpointError(f"{file}: not a policy of fdql ({error})") from None
+
+
+def policy_from(facts: dict[str, Any], flat: NDArray[Any]) -> Policy:
+    """The policy of these facts, RunPlan.policy_facts and more, and of its numbers. Nothing is
+    allocated by what the facts say before that is found to fit the numbers there are.
+
+    Raises KeyError, TypeError, ValueError or ConfigError when they do not.
+    """
+    if facts["format"] != 3:
+        raise ValueError(f"format {facts['format']!r}, this version reads format 3")
+    discount = facts["discount"]
+    if not isinstance(discount, float) or not 0.0 <= discount < 1.0:
+        raise ValueError(f"its discount is {discount!r}, not in [0, 1)")
+    env = EnvSpec.from_dict(facts["env"])
+    net = from_facts(NetSpec, {**facts["net"], **env.net_inputs})
+    _check(env, net)
+    if flat.dtype != np.float32 or flat.shape != (size_of(policy_shapes(net)),):
+        raise ValueError(f"holds {flat.dtype} {flat.shape}, not this policy's float32 numbers")
+    plain = acting.Explorer(
+        net, ExploreConfig(policy_hold_longest=1), 1, np.zeros(1, dtype=np.bool_), 0
+    )
+    return Policy(env, facts, discount, acting.Policy(net, flat), plain)
+
+
+def _check(env: EnvSpec, net: NetSpec) -> None:
+    """Raises ValueError or ConfigError for what `describe` and a config would not have let by."""
+    size, actions = math.prod(env.obs_shape), math.prod(env.action_shape)
+    if not (min(env.obs_shape, default=1) >= 1 and size == env.obs_dim <= MOST_COMPONENTS):
+        raise ValueError(f"{env.obs_dim} components of shape {env.obs_shape}")
+    layout = image_layout(env.env, env.obs_shape) if env.image else (None, 1)
+    if layout != (env.image, env.stack):
+        raise ValueError(f"images {env.image}, {env.stack} of them, of shape {env.obs_shape}")
+    bounds = len(env.low), len(env.high)
+    if env.discrete:
+        good = env.action_dim >= 2 and env.action_shape == () and bounds == (0, 0)
+    else:
+        good = min(env.action_shape, default=0) >= 1 and bounds == (actions, actions)
+        good &= env.action_dim == actions
+        most = float(np.finfo(np.float32).max)
+        good &= all(-most <= a < b <= most for a, b in zip(env.low, env.high, strict=False))
+    if not good:
+        raise ValueError(f"{env.action_dim} actions of shape {env.action_shape} in these bounds")
+    if not (min(net.critic_width, net.actor_width) >= 1 and net.bins >= 2 and net.v_max > 0):
+        raise ValueError(f"networks of {net.critic_width}, {net.actor_width}, {net.bins} units")
 
 
 def environment_of(policy: Policy, env: str | None = None) -> EnvSpec:
@@ -148,7 +180,7 @@ def environment_of(policy: Policy, env: str | None = None) -> EnvSpec:
     file names a module:factory and `env` does not repeat it: a file never decides what code runs.
     """
     name = env or policy.env.env
-    if env is None and is_factory(name):
+    if env is None and ":" in name:  # Gymnasium too imports what stands before a colon
         raise ConfigError(
             f"the policy was trained on {name!r}, which runs code of that module; say so: --env "
             f"{name}"

@@ -4,18 +4,14 @@ summary.
 
 from __future__ import annotations
 
-import os
-import sys
-import time
 from collections import deque
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
-
-import psutil
 
 from fdql.board import Board
 from fdql.bottleneck import Setting, Verdict, bottleneck
 from fdql.budget import Account, Ledger, budget, metrics
+from fdql.clock import monotonic, process_start
 from fdql.machine import allowed_cores
 from fdql.proc.governor import Governor
 from fdql.proc.memory import RECORD_EVALUATOR, RECORD_INFERENCE, RECORD_TRAINER, RunMemory, RunPlan
@@ -24,19 +20,6 @@ from fdql.progress import ProgressMeter
 from fdql.run_folder import RunFolder
 
 EPISODES_AVERAGED = 100  # of the training return, as in Stable Baselines
-
-
-def monotonic() -> float:
-    """Seconds on the clock that process start times are on: since boot, sleep included."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME) if sys.platform == "linux" else time.time()
-
-
-def process_start() -> float:
-    """When this process was started, on the clock of `monotonic`, within 10 ms."""
-    if sys.platform == "linux":  # psutil's create_time adds the boot time rounded to a second
-        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
-        return int(fields[19]) / os.sysconf("SC_CLK_TCK")  # starttime, field 22 of the line
-    return float(psutil.Process().create_time())
 
 
 class Report:
@@ -76,7 +59,9 @@ class Report:
             if stop_at == "never"
             else float(stop_at)
         )
-        self.began = process_start()  # the clock starts with the command, imports included
+        # With a command the clock starts when it does, imports included.
+        self.began = process_start() if plan.began is None else plan.began
+        self.listeners: list[Callable[[dict[str, Any]], None]] = []  # told of every evaluation
         self.restarts = 0
         self.returns: deque[float] = deque(maxlen=EPISODES_AVERAGED)
         self.lengths: deque[int] = deque(maxlen=EPISODES_AVERAGED)
@@ -162,6 +147,8 @@ class Report:
                 "return": e["mean"],
             }
         self.folder.metrics(self.row(evaluated=True))
+        for listener in self.listeners:
+            listener(e)
         self.board.note(
             f"{self.elapsed():7.1f} s  evaluation {e['mean']:,.1f} +- {e['std']:,.1f} over "
             f"{e['episodes']} episodes "

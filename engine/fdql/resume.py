@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from fdql.callbacks import Callback
 from fdql.checkpoint import Manifest
 from fdql.checkpoint_folder import CheckpointFolder
 from fdql.config import Config, ConfigError
@@ -67,12 +68,14 @@ def with_changes(kept: Config, wanted: Config) -> Config:
 
 
 def resume(
-    run_dir: Path | str, config: Config | None = None, *, quiet: bool = False
+    run_dir: Path | str, config: Config | None = None, *, callbacks: Sequence[Callback] = (),
+    quiet: bool = False, began: float | None = None,
 ) -> RunResult:  # fmt: skip
     """Let a run go on from its newest sound checkpoint; a broken one is said.
 
     config   its settings (run_config) with changes, a larger total_timesteps for example; None:
              as they are
+    callbacks, quiet, began: see fdql.train
     Raises ConfigError for everything that cannot work.
     """
     path = Path(run_dir)
@@ -92,7 +95,9 @@ def resume(
             f"run = {str(path)!r} is solved: stop_at_return = {config.stop_at_return!r} was "
             "reached; --stop-at-return never goes on"
         )
-    return train(config, quiet=quiet, checkpoint=checkpoint)
+    return train(
+        config, callbacks=callbacks, quiet=quiet, began=began, checkpoint=checkpoint
+    )  # fmt: skip
 
 
 def unfinished(env: str, seed: int) -> Path | None:

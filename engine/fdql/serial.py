@@ -9,6 +9,7 @@ count.
 from __future__ import annotations
 
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from fdql.board import Board
+from fdql.callbacks import Callback, Calls
 from fdql.checkpoint import Arrays, CheckpointError, Tensors, read_manifest
 from fdql.config import BadValueError
 from fdql.ending import RunResult, conclude
@@ -37,17 +39,21 @@ from fdql.stop_request import StopRequest
 METRICS_STEPS = 1000  # environment steps between two rows of metrics
 
 
-def train_serial(plan: RunPlan, folder: RunFolder, board: Board, stop: StopRequest) -> RunResult:
+def train_serial(
+    plan: RunPlan, folder: RunFolder, board: Board, stop: StopRequest,
+    callbacks: Sequence[Callback] = (),
+) -> RunResult:  # fmt: skip
     """Train in this process. Same contract as the asynchronous mode."""
     memory = RunMemory.create(plan, shared=False)
     if plan.checkpoint is not None:
         begin_counters(memory, read_manifest(Path(plan.checkpoint)))
     report = Report(plan, memory, folder, board)
+    calls = Calls(callbacks, report, memory)
     exit_reason, problem = "crash", None
     try:
         # BLAS has one thread: more would change the order of sums. The learner's two do not.
         with threadpool_limits(1):
-            exit_reason = Lockstep(plan, memory, report, stop).run()
+            exit_reason, problem = Lockstep(plan, memory, report, stop, calls).run()
     except BadValueError as error:
         exit_reason, problem = "bad_value", str(error)
     except Exception as error:  # the environment's, or ours: the summary is written either way
@@ -55,7 +61,7 @@ def train_serial(plan: RunPlan, folder: RunFolder, board: Board, stop: StopReque
         for line in traceback.format_exc().splitlines():
             folder.log(line)
             board.problem(line)
-    return conclude(report, exit_reason, problem)
+    return conclude(report, *calls.finish(exit_reason, problem))
 
 
 class Lockstep:
@@ -66,8 +72,11 @@ class Lockstep:
     run that goes on from it begins behind the pass's step.
     """
 
-    def __init__(self, plan: RunPlan, memory: RunMemory, report: Report, stop: StopRequest) -> None:
+    def __init__(
+        self, plan: RunPlan, memory: RunMemory, report: Report, stop: StopRequest, calls: Calls
+    ) -> None:
         self.plan, self.memory, self.report, self.stop = plan, memory, report, stop
+        self.calls = calls
         self.loader = Loader(memory)
         self.trainer = Trainer(memory, make_learner(plan))
         self.server = InferenceServer(memory)
@@ -80,8 +89,8 @@ class Lockstep:
             plan, self.loader.replay, lambda kind, **values: report.event({"event": kind, **values})
         )
 
-    def run(self) -> str:
-        """Returns the exit reason."""
+    def run(self) -> tuple[str, str | None]:
+        """Returns the exit reason, and the problem that a callback had."""
         reason = "interrupted" if self.stop.requested else ""  # while the learner was made
         steps_first = self.plan.checkpoint is None
         if steps_first:
@@ -103,7 +112,7 @@ class Lockstep:
         self.trainer.save(self.saver, captured, engine)
         self.evaluator.arena.close()
         assert self.report.trainer.get(Counter.INSERTED) == self.loader.replay.steps
-        return reason
+        return reason, self.calls.end[1] if self.calls.end else None
 
     def _step(self) -> None:
         worker, server = self.worker, self.server
@@ -153,6 +162,8 @@ class Lockstep:
             self.next_metrics += METRICS_STEPS
             report.event({"event": "train", **trainer.metrics()})
             report.write()
+        if ended := self.calls.look():
+            return ended[0]
         if report.verdict:
             return report.verdict
         if finished:

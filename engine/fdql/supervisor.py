@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from fdql.board import Board
+from fdql.callbacks import Callback, Calls, check
 from fdql.checkpoint import read_manifest
+from fdql.clock import monotonic
 from fdql.config import Config, ConfigError
 from fdql.crew import Crew
 from fdql.ending import RunResult, conclude
-from fdql.envs import describe, make_env
+from fdql.envs import check_train_call, describe, make_env
 from fdql.machine import allowed_cores, banner, check_memory, resolve
 from fdql.proc.memory import FINISH, LAST, STOP, RunMemory, RunPlan
 from fdql.proc.resumed import begin_counters, count_of, keeps_row
@@ -36,14 +39,22 @@ LAST_SECONDS = 3600.0  # the evaluator may play the last policy this long
 
 
 def train(
-    config: Config, *, quiet: bool = False, until_traced: bool = False,
-    checkpoint: Path | None = None,
+    config: Config, *, callbacks: Sequence[Callback] = (), quiet: bool = False,
+    began: float | None = None, until_traced: bool = False, checkpoint: Path | None = None,
 ) -> RunResult:  # fmt: skip
-    """Train once, as `config` says, and return how it ended. `until_traced`: no longer than that.
-    `checkpoint`: a verified one of the run in config.run_dir, which goes on from there (resume.py).
+    """Train once, as `config` says, and return how it ended.
+
+    callbacks     called beside training; see fdql.Callback
+    quiet         print nothing
+    began         when the run's clock started, on fdql.clock.monotonic; None: now
+    until_traced  end once the timeline is recorded
+    checkpoint    a verified one of the run in config.run_dir, which goes on from there (resume.py)
 
     Raises ConfigError for everything that cannot work, before anything is started or written.
     """
+    began = monotonic() if began is None else began
+    check_train_call(config)
+    check(callbacks)
     cores = allowed_cores()
     manifest = None if checkpoint is None else read_manifest(checkpoint)
     if manifest is None and config.run_dir is not None and os.path.lexists(config.run_dir):
@@ -64,6 +75,7 @@ def train(
             config=replace(config, run_dir=str(folder.path)),
             env=env,
             run_dir=str(folder.path.resolve()),
+            began=began,
         )
         board = Board(f"fdql  {config.env}  seed {config.seed}", quiet=quiet)
         for line in banner(plan, cores, replay_bytes, step_us):
@@ -72,8 +84,8 @@ def train(
         if config.serial:
             from fdql.serial import train_serial  # brings Numba: no other run waits for it
 
-            return train_serial(plan, folder, board, stop)
-        return Supervisor(plan, folder, board, stop, until_traced).run()
+            return train_serial(plan, folder, board, stop, callbacks)
+        return Supervisor(plan, folder, board, stop, callbacks, until_traced).run()
 
 
 class Supervisor:
@@ -81,13 +93,14 @@ class Supervisor:
 
     def __init__(
         self, plan: RunPlan, folder: RunFolder, board: Board, stop: StopRequest,
-        until_traced: bool = False,
+        callbacks: Sequence[Callback] = (), until_traced: bool = False,
     ) -> None:  # fmt: skip
         self.plan, self.folder, self.board, self.stop = plan, folder, board, stop
         self.memory = RunMemory.create(plan, shared=True)
         if plan.checkpoint is not None:
             begin_counters(self.memory, read_manifest(Path(plan.checkpoint)))
         self.report = Report(plan, self.memory, folder, board)
+        self.calls = Calls(callbacks, self.report, self.memory)
         self.until_traced = until_traced
         traced = plan.config.trace_seconds is not None
         self.trace = TraceRecorder(self.memory, folder.path, self.report.say) if traced else None
@@ -122,7 +135,8 @@ class Supervisor:
         # Nothing runs any more: what tracks and counters say now is final.
         if self.trace is not None:
             self.trace.finish()
-        result = conclude(self.report, self.exit_reason, self.problem or self.crew.problem)
+        problem = self.problem or self.crew.problem
+        result = conclude(self.report, *self.calls.finish(self.exit_reason, problem))
         self.memory.close()
         return result
 
@@ -148,9 +162,11 @@ class Supervisor:
                 self._end("traced", None)
 
     def _check_end(self) -> None:
-        report = self.report
+        report, ended = self.report, self.calls.look()
         if self.stop.requested:
             self._end("interrupted", None)
+        elif ended is not None:
+            self._end(*ended)
         elif report.verdict:
             self._end(report.verdict, None)
         elif report.governor.complete(

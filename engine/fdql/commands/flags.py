@@ -24,9 +24,28 @@ def take(words: list[str], name: str, what: str, works: str) -> str | None:
 
 
 def take_config_file(words: list[str]) -> Config:
-    """Remove --config FILE from `words` and read it; the flags that stay beat the file."""
+    """Remove --config FILE from `words` and read it; the flags that stay beat the file.
+
+    Raises ConfigError where the file names an environment whose module would be imported and no
+    --env repeats it: a file never decides what code runs.
+    """
     name = take(words, "config", "a TOML file", "my.toml")
-    return load_toml(Path(name)) if name else Config()
+    if not name:
+        return Config()
+    config = load_toml(Path(name))
+    check_env(config, name, words)
+    return config
+
+
+def check_env(config: Config, file: str, words: list[str]) -> None:
+    """Raises ConfigError where the environment of a config file is code of a module and no --env in
+    `words` repeats it.
+    """
+    if ":" in config.env and not any(w == "--env" or w.startswith("--env=") for w in words):
+        raise ConfigError(
+            f"{file}: env = {config.env!r} is code of that module, which a file alone never "
+            f"starts; say so: --env {config.env}"
+        )
 
 
 def parse(words: list[str], default: Settings, verb: str, description: str) -> Settings:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fdql.commands.flags import parse
+from fdql.commands.flags import check_env, parse
 from fdql.config import Config, ConfigError
 
 
@@ -13,9 +13,12 @@ def run(words: list[str]) -> int:
     asks = words[:1] in (["--help"], ["-h"])
     if not asks and (not words or words[0].startswith("-")):
         raise ConfigError("run: its folder must follow; fdql resume runs/CartPole-v1/<run> works")
+    from fdql.clock import process_start
     from fdql.resume import resume, run_config
 
     path = Path("." if asks else words.pop(0))
     about = "Go on with a run in its folder, from its newest checkpoint; flags change its settings."
-    config = parse(words, Config() if asks else run_config(path), "resume RUN", about)
-    return resume(path, config).exit_code
+    kept = Config() if asks else run_config(path)
+    check_env(kept, str(path), words)
+    config = parse(words, kept, "resume RUN", about)
+    return resume(path, config, began=process_start()).exit_code

@@ -27,13 +27,15 @@ def run(words: list[str]) -> int:
 
         print(to_toml(config), end="")
         return 0
+    from fdql.clock import process_start
     from fdql.supervisor import train
 
-    return train(config).exit_code
+    return train(config, began=process_start()).exit_code
 
 
 def _go_on(words: list[str], about: str) -> int | None:
     """Go on with the run that the words mean, if there is one; None: a new one is to begin."""
+    from fdql.clock import process_start
     from fdql.resume import resume, run_config, unfinished
 
     rest = list(words)
@@ -43,4 +45,5 @@ def _go_on(words: list[str], about: str) -> int | None:
         return None
     rest = list(words)
     take(rest, "config", "a TOML file", "my.toml")  # the run has its own
-    return resume(path, parse(rest, run_config(path), "train", about)).exit_code
+    config = parse(rest, run_config(path), "train", about)
+    return resume(path, config, began=process_start()).exit_code

@@ -38,7 +38,7 @@ from fdql.shm.weights import WeightsReader, WeightsWriter, clear_pin, init_weigh
 
 BELL_INFERENCE, BELL_TRAINER, BELL_EVALUATOR = 0, 1, 2
 RECORD_TRAINER, RECORD_INFERENCE, RECORD_EVALUATOR, RECORD_WORKERS = 0, 1, 2, 3
-READER_INFERENCE, READER_EVALUATOR = 0, 1
+READER_INFERENCE, READER_EVALUATOR, READER_CALLBACKS, READERS = 0, 1, 2, 3
 EVENTS_PER_SECOND = 1 << 14  # of a trace that each thread has room for, 32 bytes each
 
 # Most rows of a chunk of images: at 7 KB a row, a ring of 16 chunks takes 7 MB for each worker.
@@ -56,6 +56,7 @@ class RunPlan:
     config: Config
     env: EnvSpec
     run_dir: str
+    began: float | None = None  # the run's start on clock.monotonic; None: this process's start
     checkpoint: str | None = None  # folder of the one to continue from
     resumes: int = 0  # how often the run was continued
 
@@ -180,7 +181,7 @@ class RunMemory:
         ]
         sections += [
             (KIND_SLOTS, 0, slots_bytes(*slots)),
-            (KIND_WEIGHTS, 0, weights_bytes(2, 4 * plan.policy_size)),
+            (KIND_WEIGHTS, 0, weights_bytes(READERS, 4 * plan.policy_size)),
         ]
         if plan.config.trace_seconds is not None:
             events = track_bytes(math.ceil(plan.config.trace_seconds * EVENTS_PER_SECOND))
@@ -189,7 +190,7 @@ class RunMemory:
         for w in range(plan.workers):
             init_ring(segment.section(KIND_RING, w), engine.ring_chunks, schema.nbytes, schema.hash)
         init_slots(segment.section(KIND_SLOTS, 0), *slots)
-        init_weights(segment.section(KIND_WEIGHTS, 0), 2, 4 * plan.policy_size)
+        init_weights(segment.section(KIND_WEIGHTS, 0), READERS, 4 * plan.policy_size)
         return RunMemory(plan, segment)
 
     @staticmethod
