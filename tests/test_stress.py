@@ -17,6 +17,7 @@ PROGRAMS = Path(__file__).parent / "stress"
         ("ring_two_threads.py", "--chunks", 20_000),
         ("slots_two_threads.py", "--requests", 2_000),
         ("weights_two_threads.py", "--versions", 50_000),
+        ("fuzz_files.py", "--mutations", 300),
     ],
 )
 def test_stress(program, option, amount):

@@ -147,7 +147,7 @@ class Tensors:
             self._file, self.names = file, list(file.keys())
         except FileNotFoundError:
             raise CheckpointError(f"{path}: there is no such file") from None
-        except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
+        except (SafetensorError, OSError, KeyError, ValueError, TypeError, RecursionError) as error:
             raise CheckpointError(f"{path}: damaged or not written by fdql ({error})") from None
         if not isinstance(facts, dict):
             raise CheckpointError(f"{path}: damaged, its facts are not a table")
@@ -261,7 +261,9 @@ def read_manifest(folder: Path) -> Manifest:
             {str(k): Part(int(v["bytes"]), str(v["sha256"])) for k, v in values[key].items()}
             for key in ("files", "shared")
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (
+        OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError,
+    ) as error:  # fmt: skip
         raise CheckpointError(f"{folder}: its manifest is missing or damaged ({error})") from None
     if not isinstance(facts, dict):
         raise CheckpointError(f"{folder}: its manifest is damaged")

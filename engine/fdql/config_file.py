@@ -70,12 +70,14 @@ def load_toml(path: Path) -> Config:
     config.
     """
     try:
-        config = from_dict(tomllib.loads(path.read_text()))
+        values = tomllib.loads(path.read_text())
     except FileNotFoundError:
         raise ConfigError(f"config = {str(path)!r}: there is no such file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:  # ValueError: no TOML, no text, 10**5000
         raise ConfigError(f"config = {str(path)!r}: cannot be read as TOML ({error})") from None
-    except ConfigError as error:
+    try:
+        config = from_dict(values)
+    except (ConfigError, OverflowError) as error:  # an integer beyond every float
         raise ConfigError(f"{path}: {error}") from None
     assert isinstance(config, Config)
     return config
