@@ -161,7 +161,7 @@ def script(folder: Path, text: str, cwd: Path) -> subprocess.CompletedProcess[st
     (folder / "experiment.py").write_text(textwrap.dedent(text))
     return subprocess.run(
         [sys.executable, str(folder / "experiment.py")],
-        cwd=cwd, capture_output=True, text=True, timeout=150,
+        cwd=cwd, capture_output=True, text=True, timeout=590,
     )  # fmt: skip
 
 
@@ -183,7 +183,7 @@ def test_cells_of_a_notebook_train(tmp_path: Path):
     (tmp_path / "my_env.py").write_text(ENVIRONMENT)
     done = subprocess.run(
         [sys.executable, "-"], input=SCRIPT.format(run=str(tmp_path / "run")),
-        cwd=tmp_path, capture_output=True, text=True, timeout=150,
+        cwd=tmp_path, capture_output=True, text=True, timeout=590,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["total_timesteps", "400", "True"]
