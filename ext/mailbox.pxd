@@ -9,7 +9,7 @@ from atomics cimport (TP, Field, atomic_u32, atomic_u64, fence_seq_cst, futex_wa
                       load_acquire, load_relaxed, monotonic_ns, now_ns, pause, store_relaxed,
                       store_release)
 from doorbell cimport Bell, StopWord, bell_ring, stopped
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 
 cdef extern from *:
     """
@@ -21,7 +21,7 @@ cdef extern from *:
     };
     struct Mailbox {
         fdql::atomic_u32 req_seq;       // the worker's line
-        uint32_t pad0;
+        fdql::atomic_u32 first_seq;     // of this worker; what is older was a dead predecessor's
         fdql::atomic_u64 t_submit_ns;
         uint8_t pad1[112];
         fdql::atomic_u32 rep_seq;       // the server's line; the word the worker waits on
@@ -38,7 +38,8 @@ cdef extern from *:
         FDQL_FIELD(SlotsHeader, obs_bytes, 16), FDQL_FIELD(SlotsHeader, action_bytes, 24),
         FDQL_FIELD(SlotsHeader, obs_stride, 32), FDQL_FIELD(SlotsHeader, action_stride, 40),
         FDQL_FIELD(SlotsHeader, obs_offset, 48), FDQL_FIELD(SlotsHeader, actions_offset, 56),
-        FDQL_FIELD(Mailbox, req_seq, 0), FDQL_FIELD(Mailbox, t_submit_ns, 8),
+        FDQL_FIELD(Mailbox, req_seq, 0), FDQL_FIELD(Mailbox, first_seq, 4),
+        FDQL_FIELD(Mailbox, t_submit_ns, 8),
         FDQL_FIELD(Mailbox, rep_seq, 128), FDQL_FIELD(Mailbox, policy_version, 136),
         FDQL_FIELD(Mailbox, waiting, 256),
     };
@@ -49,12 +50,20 @@ cdef extern from *:
         uint64_t obs_bytes, action_bytes, obs_stride, action_stride, obs_offset, actions_offset
     cdef cppclass Mailbox nogil:
         atomic_u32 req_seq
+        atomic_u32 first_seq
         atomic_u64 t_submit_ns
         atomic_u32 rep_seq
         atomic_u64 policy_version
         atomic_u32 waiting
-    const Field slots_fields[15]
+    const Field slots_fields[16]
     const uint32_t slots_magic
+
+
+cdef inline void mailbox_attach(Mailbox* box) noexcept nogil:
+    """Become the slot's worker; the predecessor, if any, is dead and reaped."""
+    # The server reads it after it saw our incarnation, a release after this, or our first request;
+    # before that it takes the predecessor's request for a living worker's.
+    store_relaxed(&box.first_seq, load_relaxed(&box.req_seq) + 1)
 
 
 cdef inline void mailbox_submit(Mailbox* box, uint32_t number, Bell* server) noexcept nogil:
@@ -103,6 +112,11 @@ cdef inline bint mailbox_ready(Mailbox* box, uint32_t* number) noexcept nogil:
     """True when a request has no reply yet; its number goes to *number."""
     number[0] = load_acquire(&box.req_seq)      # SYNC request: pairs with mailbox_submit
     return number[0] != load_relaxed(&box.rep_seq)  # the server's own word
+
+
+cdef inline bint mailbox_orphaned(Mailbox* box, uint32_t number) noexcept nogil:
+    """True when the worker that made this request is known to be dead: nobody takes the reply."""
+    return <int32_t>(number - load_relaxed(&box.first_seq)) < 0  # see mailbox_attach
 
 
 cdef inline void mailbox_reply(Mailbox* box, uint32_t number, uint64_t version) noexcept nogil:

@@ -10,11 +10,12 @@ from atomics cimport TP, fence_seq_cst, load_relaxed, monotonic_ns, now_ns, offs
 from doorbell cimport (Bell, StopWord, bell_arm, bell_disarm, bell_sleep, deadline_after, stopped)
 from libc.stdint cimport int32_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from mailbox cimport (Mailbox, SlotsHeader, mailbox_await, mailbox_ready, mailbox_replied,
-                      mailbox_reply, mailbox_submit, mailbox_wake, slots_fields, slots_magic)
+from mailbox cimport (Mailbox, SlotsHeader, mailbox_attach, mailbox_await, mailbox_orphaned,
+                      mailbox_ready, mailbox_replied, mailbox_reply, mailbox_submit, mailbox_wake,
+                      slots_fields, slots_magic)
 from views cimport address_of, bytes_of, round_up
 
-OFFSETS = offsets_of(slots_fields, 15)
+OFFSETS = offsets_of(slots_fields, 16)
 
 
 class SlotError(RuntimeError):
@@ -96,6 +97,8 @@ cdef class SlotClient(_Slots):
             raise IndexError(f"worker {worker}: there are {self.workers}")
         self.worker = worker
         self.numbers = [None] * self.groups
+        for group in range(self.groups):
+            mailbox_attach(self.box(group))
 
     cdef Mailbox* box(self, uint32_t group) except NULL:
         if group >= self.groups:
@@ -247,6 +250,25 @@ cdef class SlotServer(_Slots):
         if slot >= self.workers * self.groups:
             raise IndexError(f"slot {slot}: there are {self.workers * self.groups}")
         return <uint64_t>slot << 32 | self.taken[slot]
+
+    def drop_orphans(self, int32_t[::1] slots not None, uint32_t n):
+        """Answer at once, with nothing, those of the first n slots whose request a dead worker made
+        that has a successor. How many are left; they stand first in slots, in their order.
+        """
+        cdef uint32_t i, slot, kept = 0
+        if n > slots.shape[0]:
+            raise ValueError(f"n = {n}: only {slots.shape[0]} slots are given")
+        for i in range(n):
+            slot = <uint32_t>slots[i]
+            if slot >= self.workers * self.groups:
+                raise SlotError(f"slot {slots[i]}: there are {self.workers * self.groups}")
+            if mailbox_orphaned(&self.boxes[slot], self.taken[slot]):
+                self.given[slot] = self.taken[slot]
+                mailbox_reply(&self.boxes[slot], self.taken[slot], 0)  # nobody waits: no wake
+            else:
+                slots[kept] = <int32_t>slot
+                kept += 1
+        return kept
 
     def reply(self, int32_t[::1] slots not None, uint32_t n, uint64_t policy_version):
         """Hand over the action rows of the first n slots (as collect() gave them); wake who sleeps.

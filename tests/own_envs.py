@@ -172,6 +172,12 @@ class Dies(Faulty):
         return result
 
 
+class DiesYoung(Dies):
+    """Is killed soon."""
+
+    when = 60
+
+
 class Hangs(Faulty):
     """Never returns from step."""
 

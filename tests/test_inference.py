@@ -38,3 +38,45 @@ def test_no_group_starts_beyond_the_total(
     worker.commit()
     assert worker.record.get(Counter.STEPS) == steps
     assert server.slots.ready() == 2  # both wait, for good
+
+
+@pytest.mark.parametrize("when", ["before", "between", "after"])
+def test_what_a_dead_worker_had_asked_for_is_not_counted(tmp_path: Path, when: str) -> None:
+    """Its pending requests may be answered when its successor is there, and nobody takes the
+    answers: were they counted as steps begun, the run would wait for these steps for ever.
+
+    when    requests are seen and answered before the successor attaches, or seen before and
+            answered after, or both after
+    """
+    plan = small_plan("own_envs:Counting", tmp_path, total_timesteps=16)
+    memory = RunMemory.create(plan, shared=False)
+    server = InferenceServer(memory)
+    memory.record(RECORD_TRAINER).set(Counter.ALLOWED, 16)
+
+    def collect() -> int:
+        return int(server.slots.collect(server.ready, 2, 0, 0))
+
+    dead = EnvWorker(memory, 0, 1)
+    dead.start()
+    server.serve(collect())
+    for group in (0, 1):
+        assert dead.step_group(group)
+    dead.commit()  # 4 steps handed over, both groups ask for actions
+    memory.worker_record(0).set(Counter.STEPS, 0)  # it died between the hand-over and its count
+    seen = 0 if when == "after" else collect()
+    if when == "before":
+        server.serve(seen)
+    worker = EnvWorker(memory, 0, 2)
+    if when != "before":
+        server.serve(seen or collect())
+        assert server.issued.tolist() == [4]
+    assert server.slots.ready() == 0
+    worker.start()
+    group = 0
+    while not server.throttled():
+        server.serve(collect())
+        while worker.slots.wait(group, 0):
+            assert worker.step_group(group)
+            group = 1 - group
+    worker.commit()
+    assert worker.record.get(Counter.STEPS) == worker.ring.committed_steps == 16

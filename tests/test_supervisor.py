@@ -149,6 +149,18 @@ def test_a_crashing_worker_is_restarted_and_training_goes_on(own_environments, t
         assert "breaks at its 300th step" in (tmp_path / "run" / "log.txt").read_text()
 
 
+def test_a_run_of_many_deaths_makes_its_last_step(own_environments, tmp_path):
+    """A worker mostly dies with a request of its other group under way; not one step may be lost to
+    the count of those begun, or the run never ends.
+    """
+    config: dict[str, Any] = {"total_timesteps": 1000, "envs_per_worker": 4}
+    engine = EngineConfig(restarts=100, commit_rows=16)
+    s = go(tmp_path, "own_envs:DiesYoung", engine=engine, **config).summary
+    assert (s["exit_reason"], s["env_steps"]) == ("total_timesteps", 1000)
+    assert s["worker_restarts"] >= 4
+    assert s["steps_committed"] == s["env_steps"] + s["steps_in_flight"]
+
+
 def test_a_spent_restart_budget_ends_the_run(own_environments, tmp_path):
     result = go(tmp_path, "own_envs:Faulty", total_timesteps=10**6, engine=EngineConfig(restarts=1))
     assert (result.exit_reason, result.exit_code) == ("crash", 1)

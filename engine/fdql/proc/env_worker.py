@@ -56,9 +56,12 @@ class EnvWorker:
         self.memory = memory
         self.groups, self.per_group = plan.config.engine.groups, plan.envs_per_group
         self.record = memory.own_record(RECORD_WORKERS + worker)
-        self.record.set(Counter.INCARNATION, incarnation)
         self.ring = memory.ring_writer(worker)
         self.slots = memory.slot_client(worker)
+        # A predecessor may have died between the hand-over of a chunk and its own count of it.
+        self.record.set(Counter.STEPS, self.ring.committed_steps)
+        # Last: by it inference sees a successor, and then counts by what stands above.
+        self.record.set(Counter.INCARNATION, incarnation)
         self.slots.spin_ns = plan.spin_ns
         schema = plan.chunk
         self.chunks = [schema.views(self.ring.payload(i)) for i in range(self.ring.capacity)]

@@ -99,6 +99,7 @@ class InferenceServer:
         return int(self.issued.sum()) >= self.trainer.get(Counter.ALLOWED)
 
     def _forget_lost_steps(self) -> None:
+        """Count the steps begun anew for a worker whose successor is there."""
         for w, record in enumerate(self.workers):
             incarnation = record.get(Counter.INCARNATION)
             if incarnation != self.incarnation[w]:
@@ -126,7 +127,11 @@ class InferenceServer:
         t0 = now_ns()
         record = self.record
         self._forget_lost_steps()
-        n_ready = self._within_total(n_ready)
+        # After the recount, which made visible who asked: what a dead worker had asked for is not
+        # begun by anyone, and counted it would be missing at the run's end for ever.
+        n_ready = self._within_total(self.slots.drop_orphans(self.ready, n_ready))
+        if n_ready == 0:
+            return
         record.observe(Stage.INFER_DWELL, max(0, t0 - self.slots.oldest_ns))
         self.refresh()
         ready = self.ready[:n_ready]

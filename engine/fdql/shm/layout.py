@@ -89,6 +89,7 @@ OFFSETS: dict[str, dict[str, tuple[int, int]]] = {
     },
     "Mailbox": {
         "req_seq": (0, 4),  # worker; commits the observation rows
+        "first_seq": (4, 4),  # the first request of the worker that lives
         "t_submit_ns": (8, 8),
         "rep_seq": (128, 4),  # server; commits the action rows
         "policy_version": (136, 8),

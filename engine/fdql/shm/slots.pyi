@@ -83,6 +83,10 @@ class SlotServer(_Slots):
         """
     def request_id(self, slot: int) -> int:
         """The same number for the request that collect() saw in a slot. IndexError."""
+    def drop_orphans(self, slots: NDArray[np.int32], n: int) -> int:
+        """Answer at once those of the first n slots whose request a dead worker made, once its
+        successor is there: nobody takes that answer. Returns how many are left, at the front.
+        """
     def reply(self, slots: NDArray[np.int32], n: int, policy_version: int) -> None:
         """Hand over the action rows of the first n slots; one wake per worker that sleeps.
 
