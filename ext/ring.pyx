@@ -14,11 +14,13 @@ from doorbell cimport (Bell, StopWord, bell_arm, bell_disarm, bell_fields, bell_
                        deadline_after, stopped)
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from spsc cimport (FIRST_OF_INCARNATION, ReaderEnd, RingHeader, SlotHeader, WriterEnd,
-                   reader_attach, reader_peek, reader_release, ring_fields, ring_magic, slot_at,
-                   writer_attach, writer_commit, writer_reserve)
+                   chunk_crc, reader_attach, reader_peek, reader_release, ring_fields, ring_magic,
+                   slot_at, writer_attach, writer_commit, writer_reserve)
 from views cimport address_of, bytes_of, round_up
 
-OFFSETS = {**offsets_of(ring_fields, 22), **offsets_of(bell_fields, 3)}
+from fdql.shm.audit import CorruptError
+
+OFFSETS = {**offsets_of(ring_fields, 24), **offsets_of(bell_fields, 3)}
 DOORBELL_BYTES = sizeof(Bell)
 FLAG_INCARNATION = FIRST_OF_INCARNATION
 FLAG_PARTIAL = 2
@@ -44,14 +46,18 @@ def ring_bytes(capacity, payload_bytes):
     return sizeof(RingHeader) + capacity * _stride(payload_bytes)
 
 
-def init_ring(buf, capacity, payload_bytes, schema_hash):
-    """Lay out a ring in zeroed bytes. Once, by the creator, before anyone attaches."""
+def init_ring(buf, capacity, payload_bytes, schema_hash, checked=False):
+    """Lay out a ring in zeroed bytes. Once, by the creator, before anyone attaches.
+
+    checked: every chunk carries a checksum, which the reader verifies.
+    """
     view = bytes_of(buf, "ring")
     cdef RingHeader* ring = <RingHeader*>address_of(
         view, ring_bytes(capacity, payload_bytes), "ring")
     ring.capacity, ring.payload_bytes = capacity, payload_bytes
     ring.slot_header, ring.slots_offset = sizeof(SlotHeader), sizeof(RingHeader)
     ring.slot_stride, ring.schema_hash = _stride(payload_bytes), schema_hash
+    ring.checked = checked
     ring.magic = ring_magic
 
 
@@ -251,13 +257,30 @@ cdef class RingReader:
         return self.payloads[self.slot_index(k)]
 
     def chunk(self, uint64_t k):
-        """Header of the k-th readable chunk. RingError when the memory was overwritten."""
+        """Header of the k-th readable chunk. RingError when the memory was overwritten.
+
+        CorruptError when a checked ring's chunk is not what was committed, or not the next one.
+        """
         cdef SlotHeader* slot = slot_at(self.end.ring, self.slot_index(k))
+        if self.end.ring.checked:
+            self.verify(slot, self.end.tail + k + 1, k == 0)
         if slot.seq != self.end.tail + k + 1:
             raise RingError(f"slot holds chunk {slot.seq}, expected {self.end.tail + k + 1}: "
                             "memory was overwritten")
         return Chunk(slot.seq, slot.incarnation, slot.flags, slot.n_rows, slot.n_steps,
                      slot.policy_version, slot.t_commit_ns)
+
+    cdef int verify(self, SlotHeader* slot, uint64_t seq, bint next) except -1:
+        cdef uint32_t crc
+        with nogil:
+            crc = chunk_crc(self.end.ring, slot)
+        if crc == slot.crc and slot.seq == seq and (not next or slot.first_step == self.end.steps):
+            return 0
+        raise CorruptError(
+            f"chunk {seq} of a ring written by process {load_relaxed(&self.end.ring.writer_pid)}: "
+            f"its slot says chunk {slot.seq} of incarnation {slot.incarnation}, from step "
+            f"{slot.first_step} on, checksum {slot.crc:#010x}; read were {self.end.steps} steps, "
+            f"and the bytes have {crc:#010x}")
 
     def release(self, uint64_t n):
         """Give the n oldest chunks back to the writer."""

@@ -7,15 +7,18 @@ A slot's id is group * workers + worker.
 """
 
 from atomics cimport TP, fence_seq_cst, load_relaxed, monotonic_ns, now_ns, offsets_of, pause
-from doorbell cimport (Bell, StopWord, bell_arm, bell_disarm, bell_sleep, deadline_after, stopped)
-from libc.stdint cimport int32_t, uint32_t, uint64_t
+from doorbell cimport (Bell, StopWord, bell_arm, bell_disarm, bell_ring, bell_sleep, deadline_after,
+                       stopped)
+from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from mailbox cimport (Mailbox, SlotsHeader, mailbox_attach, mailbox_await, mailbox_orphaned,
-                      mailbox_ready, mailbox_replied, mailbox_reply, mailbox_submit, mailbox_wake,
-                      slots_fields, slots_magic)
+                      mailbox_replied, mailbox_reply, mailbox_scan, mailbox_submit, mailbox_wake,
+                      request_corrupt, rows_crc, slots_fields, slots_magic)
 from views cimport address_of, bytes_of, round_up
 
-OFFSETS = offsets_of(slots_fields, 16)
+from fdql.shm.audit import CorruptError
+
+OFFSETS = offsets_of(slots_fields, 19)
 
 
 class SlotError(RuntimeError):
@@ -36,8 +39,8 @@ def slots_bytes(workers, groups, envs, obs_bytes, action_bytes):
             + rows * round_up(action_bytes, 16))
 
 
-def init_slots(buf, workers, groups, envs, obs_bytes, action_bytes):
-    """Lay out the slots in zeroed bytes. Once, by the creator, before anyone attaches."""
+def init_slots(buf, workers, groups, envs, obs_bytes, action_bytes, checked=False):
+    """Lay out the slots in zeroed bytes, perhaps checksummed. Once, before anyone attaches."""
     view = bytes_of(buf, "slots")
     cdef SlotsHeader* header = <SlotsHeader*>address_of(
         view, slots_bytes(workers, groups, envs, obs_bytes, action_bytes), "slots")
@@ -47,6 +50,7 @@ def init_slots(buf, workers, groups, envs, obs_bytes, action_bytes):
     header.obs_offset = _boxes_end(workers * groups)
     header.actions_offset = header.obs_offset + round_up(
         workers * groups * envs * header.obs_stride, 4096)
+    header.checked = checked
     header.magic = slots_magic
 
 
@@ -60,6 +64,8 @@ cdef class _Slots:
     cdef readonly uint32_t workers, groups, envs
     cdef readonly uint64_t obs_bytes, action_bytes, obs_stride, action_stride
     cdef uint64_t obs_offset, actions_offset
+    cdef bint checked
+    cdef uint8_t* memory
     cdef public uint64_t spin_ns
 
     cdef int open(self, buf, bell, control) except -1:
@@ -69,7 +75,9 @@ cdef class _Slots:
             raise SlotError("not slots: init_slots has not run on these bytes")
         address_of(self.view, slots_bytes(header.workers, header.groups, header.envs,
                                           header.obs_bytes, header.action_bytes), "slots")
+        self.memory = <uint8_t*>header
         self.boxes = <Mailbox*>(header + 1)
+        self.checked = header.checked
         self.workers, self.groups, self.envs = header.workers, header.groups, header.envs
         self.obs_bytes, self.action_bytes = header.obs_bytes, header.action_bytes
         self.obs_stride, self.action_stride = header.obs_stride, header.action_stride
@@ -80,6 +88,17 @@ cdef class _Slots:
             self.control_view = bytes_of(control, "control")
             self.control = <StopWord*>address_of(self.control_view, sizeof(StopWord), "control")
         return 0
+
+    cdef uint8_t* obs_at(self, uint32_t slot) noexcept nogil:
+        return self.memory + self.obs_offset + slot * self.envs * self.obs_stride
+
+    cdef uint32_t reply_crc(self, uint32_t slot, uint32_t number) noexcept nogil:
+        cdef uint64_t nbytes = self.envs * self.action_stride
+        return rows_crc(number, self.memory + self.actions_offset + slot * nbytes, nbytes)
+
+    cdef object corrupt(self, str what, uint32_t slot, uint32_t number):
+        return CorruptError(f"{what} {number} of worker {slot % self.workers}, group "
+                            f"{slot // self.workers}: its rows do not have its checksum")
 
     cdef object rows(self, uint64_t offset, uint64_t stride, uint64_t first, uint64_t n):
         return self.view[offset + first * stride:offset + (first + n) * stride]
@@ -98,41 +117,40 @@ cdef class SlotClient(_Slots):
         self.worker = worker
         self.numbers = [None] * self.groups
         for group in range(self.groups):
-            mailbox_attach(self.box(group))
+            mailbox_attach(&self.boxes[self.slot(group)])
+        bell_ring(self.bell)           # before our first rows, see request_corrupt
 
-    cdef Mailbox* box(self, uint32_t group) except NULL:
+    cdef uint32_t slot(self, uint32_t group) except? 0:
         if group >= self.groups:
             raise IndexError(f"group {group}: there are {self.groups}")
-        return &self.boxes[group * self.workers + self.worker]
+        return group * self.workers + self.worker
 
     def obs(self, uint32_t group):
         """This worker's rows: writable bytes, envs x obs_stride."""
-        self.box(group)
-        return self.rows(self.obs_offset, self.obs_stride,
-                         (group * self.workers + self.worker) * self.envs, self.envs)
+        return self.rows(self.obs_offset, self.obs_stride, self.slot(group) * self.envs, self.envs)
 
     def actions(self, uint32_t group):
         """This worker's rows: bytes, envs x action_stride; valid after wait() said True."""
-        self.box(group)
-        return self.rows(self.actions_offset, self.action_stride,
-                         (group * self.workers + self.worker) * self.envs, self.envs)
+        return self.rows(self.actions_offset, self.action_stride, self.slot(group) * self.envs,
+                         self.envs)
 
     def submit(self, uint32_t group):
         """Ask for actions for the rows now in obs(group). SlotError before the last reply came."""
-        cdef Mailbox* box = self.box(group)
+        cdef uint32_t slot = self.slot(group)
+        cdef Mailbox* box = &self.boxes[slot]
         cdef object last = self.numbers[group]
         if last is not None and not mailbox_replied(box, last):
             raise SlotError(f"group {group} has a request under way: wait() for its reply first")
         cdef uint32_t number = load_relaxed(&box.req_seq) + 1  # the worker's own word
         self.numbers[group] = number
+        if self.checked:
+            box.req_crc = rows_crc(number, self.obs_at(slot), self.envs * self.obs_stride)
         mailbox_submit(box, number, self.bell)
 
     def wait(self, uint32_t group, uint64_t timeout_ns):
-        """True once the reply to the last submit(group) is there.
-
-        False at the time-out, a signal, or stop. Spins spin_ns first, then sleeps.
-        """
-        cdef Mailbox* box = self.box(group)
+        """True once the reply to the last submit(group) is there; spins spin_ns first."""
+        cdef uint32_t slot = self.slot(group)
+        cdef Mailbox* box = &self.boxes[slot]
         if self.numbers[group] is None:
             raise SlotError(f"group {group} has no request: submit() first")
         cdef uint32_t number = self.numbers[group]
@@ -141,21 +159,21 @@ cdef class SlotClient(_Slots):
         with nogil:
             there = mailbox_replied(box, number) or mailbox_await(
                 box, number, spin, deadline_after(timeout_ns), self.control)
+        if there and self.checked and box.rep_crc != self.reply_crc(slot, number):
+            raise self.corrupt("reply", slot, number)
         return there
 
     def request_id(self, uint32_t group):
         """The last request as slot << 32 | its number: the same at both ends, once in a run."""
-        self.box(group)
-        return <uint64_t>(group * self.workers + self.worker) << 32 | <uint32_t>self.numbers[group]
+        return <uint64_t>self.slot(group) << 32 | <uint32_t>self.numbers[group]
 
     def policy_version(self, uint32_t group):
         """Version of the weights behind the last reply."""
-        return load_relaxed(&self.box(group).policy_version)  # wait() acquired it
+        return load_relaxed(&self.boxes[self.slot(group)].policy_version)  # wait() acquired it
 
 
 cdef class SlotServer(_Slots):
     """The inference server's end. A new server sees what is unanswered from the numbers alone."""
-
     cdef uint32_t* taken               # request number that collect() saw, by slot
     cdef uint32_t* given               # number of the last reply of this server, by slot
     cdef readonly uint64_t oldest_ns
@@ -186,20 +204,7 @@ cdef class SlotServer(_Slots):
                          self.groups * self.workers * self.envs)
 
     cdef uint32_t scan(self, int32_t* out, uint64_t* oldest_ns) noexcept nogil:
-        """Slots with a request and no reply, ascending, to out (or NULL); the oldest's time."""
-        cdef uint32_t i, number, n = 0
-        cdef uint64_t t
-        oldest_ns[0] = <uint64_t>-1
-        for i in range(self.workers * self.groups):
-            if mailbox_ready(&self.boxes[i], &number):
-                if out != NULL:
-                    out[n] = i
-                    self.taken[i] = number
-                n += 1
-                t = load_relaxed(&self.boxes[i].t_submit_ns)  # mailbox_ready acquired it
-                if t < oldest_ns[0]:
-                    oldest_ns[0] = t
-        return n
+        return mailbox_scan(self.boxes, self.workers * self.groups, out, self.taken, oldest_ns)
 
     def ready(self):
         """Slots that wait for a reply now."""
@@ -208,12 +213,7 @@ cdef class SlotServer(_Slots):
 
     def collect(self, int32_t[::1] out not None, uint32_t target, uint64_t dwell_ns,
                 uint64_t timeout_ns):
-        """Slot ids that are ready, ascending, to out (int32, groups x workers); how many.
-
-        Returns when `target` slots are ready, when the oldest request is older than dwell_ns, at
-        the time-out, a signal, or stop; all that are ready then are in out. Looks for
-        spin_ns before every sleep.
-        """
+        """Slot ids that are ready, ascending, to out (int32, groups x workers); how many."""
         if out.shape[0] < self.workers * self.groups:
             raise ValueError(f"out has room for {out.shape[0]} slots, there are "
                              f"{self.workers * self.groups}")
@@ -251,17 +251,25 @@ cdef class SlotServer(_Slots):
             raise IndexError(f"slot {slot}: there are {self.workers * self.groups}")
         return <uint64_t>slot << 32 | self.taken[slot]
 
-    def drop_orphans(self, int32_t[::1] slots not None, uint32_t n):
+    def admit(self, int32_t[::1] slots not None, uint32_t n):
         """Answer at once, with nothing, those of the first n slots whose request a dead worker made
         that has a successor. How many are left; they stand first in slots, in their order.
         """
         cdef uint32_t i, slot, kept = 0
+        cdef bint corrupt = False
         if n > slots.shape[0]:
             raise ValueError(f"n = {n}: only {slots.shape[0]} slots are given")
         for i in range(n):
             slot = <uint32_t>slots[i]
             if slot >= self.workers * self.groups:
                 raise SlotError(f"slot {slots[i]}: there are {self.workers * self.groups}")
+            if self.checked:
+                with nogil:
+                    corrupt = request_corrupt(&self.boxes[slot], self.taken[slot],
+                                              self.obs_at(slot), self.envs * self.obs_stride,
+                                              self.bell)
+            if corrupt:
+                raise self.corrupt("request", slot, self.taken[slot])
             if mailbox_orphaned(&self.boxes[slot], self.taken[slot]):
                 self.given[slot] = self.taken[slot]
                 mailbox_reply(&self.boxes[slot], self.taken[slot], 0)  # nobody waits: no wake
@@ -271,10 +279,7 @@ cdef class SlotServer(_Slots):
         return kept
 
     def reply(self, int32_t[::1] slots not None, uint32_t n, uint64_t policy_version):
-        """Hand over the action rows of the first n slots (as collect() gave them); wake who sleeps.
-
-        SlotError when a slot was not collected since its last reply; then nothing was replied.
-        """
+        """Hand over the action rows of n slots, as collect() gave them; wake who sleeps."""
         cdef uint32_t i, slot, total = self.workers * self.groups
         if n > slots.shape[0]:
             raise ValueError(f"n = {n}: only {slots.shape[0]} slots are given")
@@ -286,6 +291,8 @@ cdef class SlotServer(_Slots):
             for i in range(n):
                 slot = <uint32_t>slots[i]
                 self.given[slot] = self.taken[slot]
+                if self.checked:
+                    self.boxes[slot].rep_crc = self.reply_crc(slot, self.taken[slot])
                 mailbox_reply(&self.boxes[slot], self.taken[slot], policy_version)
             TP("slots.reply.before_wake")
             fence_seq_cst()                     # SYNC reply-wake: pairs with mailbox_await

@@ -8,6 +8,7 @@ a buffer change. A reader repeats only if a publication fell into the few ns of 
 
 from atomics cimport (TP, Field, atomic_u64, fence_seq_cst, load_acquire, load_relaxed,
                       store_relaxed, store_release)
+from crc32c cimport crc32c
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
@@ -16,7 +17,8 @@ cdef extern from *:
     struct WeightsHeader {
         uint32_t magic, readers;                            // constant after init
         uint64_t nbytes, buffers_offset, stride;
-        uint8_t pad0[96];
+        uint32_t checked;
+        uint8_t pad0[92];
         fdql::atomic_u64 latest;        // the writer: version << 8 | buffer
         uint8_t pad1[120];
     };
@@ -24,22 +26,32 @@ cdef extern from *:
         fdql::atomic_u64 buffer;        // the reader: buffer + 1, or 0 for none
         uint8_t pad[120];
     };
+    struct SnapshotSeal {               // behind the bytes of a buffer of checked weights
+        uint64_t version;
+        uint32_t crc, reserved;
+    };
     static_assert(sizeof(WeightsHeader) == 256 && sizeof(Pin) == 128);
+    static_assert(sizeof(SnapshotSeal) == 16);
     static const fdql::Field weights_fields[] = {
         FDQL_FIELD(WeightsHeader, magic, 0), FDQL_FIELD(WeightsHeader, readers, 4),
         FDQL_FIELD(WeightsHeader, nbytes, 8), FDQL_FIELD(WeightsHeader, buffers_offset, 16),
-        FDQL_FIELD(WeightsHeader, stride, 24), FDQL_FIELD(WeightsHeader, latest, 128),
-        FDQL_FIELD(Pin, buffer, 0),
+        FDQL_FIELD(WeightsHeader, stride, 24), FDQL_FIELD(WeightsHeader, checked, 32),
+        FDQL_FIELD(WeightsHeader, latest, 128), FDQL_FIELD(Pin, buffer, 0),
+        FDQL_FIELD(SnapshotSeal, version, 0), FDQL_FIELD(SnapshotSeal, crc, 8),
     };
     constexpr uint32_t weights_magic = 0x74676877;          // "whgt"
     """
     cdef cppclass WeightsHeader nogil:
         uint32_t magic, readers
         uint64_t nbytes, buffers_offset, stride
+        uint32_t checked
         atomic_u64 latest
     cdef cppclass Pin nogil:
         atomic_u64 buffer
-    const Field weights_fields[7]
+    cdef struct SnapshotSeal:
+        uint64_t version
+        uint32_t crc
+    const Field weights_fields[10]
     const uint32_t weights_magic
 
 
@@ -77,13 +89,40 @@ cdef inline int free_buffer(WeightsHeader* weights) noexcept nogil:
     return -1
 
 
+cdef inline SnapshotSeal* seal_of(WeightsHeader* weights, uint64_t b) noexcept nogil:
+    return <SnapshotSeal*>(buffer_at(weights, b) + (weights.nbytes + 15) // 16 * 16)
+
+
+cdef inline uint32_t snapshot_crc(WeightsHeader* weights, uint64_t b,
+                                  uint64_t version) noexcept nogil:
+    return crc32c(crc32c(0, &version, sizeof(version)), buffer_at(weights, b), weights.nbytes)
+
+
+cdef inline bint snapshot_corrupt(WeightsHeader* weights, uint64_t latest) noexcept nogil:
+    """True when a pinned snapshot of checked weights is not the one that was published."""
+    cdef uint64_t b = latest & 0xff, version = latest >> 8
+    cdef SnapshotSeal* seal = seal_of(weights, b)
+    return seal.version != version or seal.crc != snapshot_crc(weights, b, version)
+
+
+cdef inline int snapshot_fill(WeightsHeader* weights, const void* data,
+                              uint64_t version) noexcept nogil:
+    """Copy the bytes into a free buffer, its number; -1 when there is none."""
+    cdef int b = free_buffer(weights)
+    if b >= 0:
+        TP("weights.publish.before_copy")
+        memcpy(buffer_at(weights, b), data, weights.nbytes)
+        if weights.checked:
+            seal_of(weights, b).version = version
+            seal_of(weights, b).crc = snapshot_crc(weights, b, version)
+    return b
+
+
 cdef inline bint snapshot_publish(WeightsHeader* weights, const void* data,
                                   uint64_t version) noexcept nogil:
-    cdef int b = free_buffer(weights)
+    cdef int b = snapshot_fill(weights, data, version)
     if b < 0:
         return False
-    TP("weights.publish.before_copy")
-    memcpy(buffer_at(weights, b), data, weights.nbytes)
     TP("weights.publish.before_latest")
     store_release(&weights.latest, version << 8 | <uint64_t>b)  # SYNC weights: snapshot_acquire
     return True

@@ -10,13 +10,14 @@ slot[i].seq == i + 1 whenever tail <= i < head.
 
 from atomics cimport (TP, Field, atomic_u32, atomic_u64, load_acquire, load_relaxed, now_ns,
                       store_relaxed, store_release)
+from crc32c cimport crc32c
 from doorbell cimport Bell, bell_ring
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 cdef extern from *:
     """
     struct RingHeader {
-        uint32_t magic, capacity, slot_header, reserved0;   // constant after init
+        uint32_t magic, capacity, slot_header, checked;     // constant after init
         uint64_t slot_stride, slots_offset, payload_bytes, schema_hash;
         uint8_t pad0[80];
         fdql::atomic_u64 head;                              // the writer's line
@@ -33,12 +34,15 @@ cdef extern from *:
         uint32_t incarnation;
         uint16_t flags, reserved0;
         uint32_t n_rows, n_steps;
-        uint64_t first_step, policy_version, t_commit_ns, reserved1[2];
+        uint64_t first_step, policy_version, t_commit_ns;
+        uint32_t crc, reserved1;                            // crc: only in a checked ring
+        uint64_t reserved2;
     };
     static_assert(sizeof(RingHeader) == 512 && sizeof(SlotHeader) == 64);
     static const fdql::Field ring_fields[] = {
         FDQL_FIELD(RingHeader, magic, 0), FDQL_FIELD(RingHeader, capacity, 4),
-        FDQL_FIELD(RingHeader, slot_header, 8), FDQL_FIELD(RingHeader, slot_stride, 16),
+        FDQL_FIELD(RingHeader, slot_header, 8), FDQL_FIELD(RingHeader, checked, 12),
+        FDQL_FIELD(RingHeader, slot_stride, 16),
         FDQL_FIELD(RingHeader, slots_offset, 24), FDQL_FIELD(RingHeader, payload_bytes, 32),
         FDQL_FIELD(RingHeader, schema_hash, 40), FDQL_FIELD(RingHeader, head, 128),
         FDQL_FIELD(RingHeader, writer_pid, 136), FDQL_FIELD(RingHeader, incarnation, 140),
@@ -48,11 +52,12 @@ cdef extern from *:
         FDQL_FIELD(SlotHeader, flags, 12), FDQL_FIELD(SlotHeader, n_rows, 16),
         FDQL_FIELD(SlotHeader, n_steps, 20), FDQL_FIELD(SlotHeader, first_step, 24),
         FDQL_FIELD(SlotHeader, policy_version, 32), FDQL_FIELD(SlotHeader, t_commit_ns, 40),
+        FDQL_FIELD(SlotHeader, crc, 48),
     };
     constexpr uint32_t ring_magic = 0x676e6972;             // "ring"
     """
     cdef cppclass RingHeader nogil:
-        uint32_t magic, capacity, slot_header
+        uint32_t magic, capacity, slot_header, checked
         uint64_t slot_stride, slots_offset, payload_bytes, schema_hash
         atomic_u64 head
         atomic_u32 writer_pid
@@ -67,7 +72,8 @@ cdef extern from *:
         uint16_t flags
         uint32_t n_rows, n_steps
         uint64_t first_step, policy_version, t_commit_ns
-    const Field ring_fields[22]
+        uint32_t crc
+    const Field ring_fields[24]
     const uint32_t ring_magic
 
 cdef enum:
@@ -120,9 +126,15 @@ cdef inline SlotHeader* writer_reserve(WriterEnd* w) noexcept nogil:
     return slot_at(w.ring, w.head)
 
 
-cdef inline void writer_commit(WriterEnd* w, uint32_t n_rows, uint32_t n_steps,
-                               uint64_t policy_version, uint16_t flags) noexcept nogil:
-    """Publish the slot that writer_reserve gave. Needs a free slot; the caller has reserved it."""
+cdef inline uint32_t chunk_crc(RingHeader* ring, SlotHeader* slot) noexcept nogil:
+    """Of the header before its crc, and of the whole payload."""
+    cdef size_t before = <uint8_t*>&slot.crc - <uint8_t*>slot
+    return crc32c(crc32c(0, slot, before), slot + 1, ring.payload_bytes)
+
+
+cdef inline void writer_seal(WriterEnd* w, uint32_t n_rows, uint32_t n_steps,
+                             uint64_t policy_version, uint16_t flags) noexcept nogil:
+    """Write the header of the slot that writer_reserve gave; in a checked ring its checksum."""
     cdef SlotHeader* slot = slot_at(w.ring, w.head)
     TP("ring.commit.before_header")
     slot.seq = w.head + 1
@@ -132,6 +144,12 @@ cdef inline void writer_commit(WriterEnd* w, uint32_t n_rows, uint32_t n_steps,
     slot.first_step = w.steps
     slot.policy_version = policy_version
     slot.t_commit_ns = now_ns()
+    if w.ring.checked:
+        slot.crc = chunk_crc(w.ring, slot)
+
+
+cdef inline void writer_publish(WriterEnd* w, uint32_t n_steps) noexcept nogil:
+    """Publish the sealed slot."""
     TP("ring.commit.before_head")
     store_release(&w.ring.head, w.head + 1)     # SYNC slot-full: pairs with reader_peek
     TP("ring.commit.before_steps")
@@ -142,6 +160,13 @@ cdef inline void writer_commit(WriterEnd* w, uint32_t n_rows, uint32_t n_steps,
     if w.bell != NULL:
         TP("ring.commit.before_bell")
         bell_ring(w.bell)
+
+
+cdef inline void writer_commit(WriterEnd* w, uint32_t n_rows, uint32_t n_steps,
+                               uint64_t policy_version, uint16_t flags) noexcept nogil:
+    """Publish the slot that writer_reserve gave. Needs a free slot; the caller has reserved it."""
+    writer_seal(w, n_rows, n_steps, policy_version, flags)
+    writer_publish(w, n_steps)
 
 
 cdef inline void reader_attach(ReaderEnd* r, RingHeader* ring) noexcept nogil:

@@ -7,11 +7,14 @@ A snapshot is read in place: acquire() pins it, release() lets it go.
 from atomics cimport load_relaxed, offsets_of
 from cpython.buffer cimport (PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer)
 from libc.stdint cimport uint32_t, uint64_t
-from snapshots cimport (Pin, WeightsHeader, snapshot_acquire, snapshot_publish,
-                        snapshot_release, weights_fields, weights_magic)
+from snapshots cimport (Pin, SnapshotSeal, WeightsHeader, seal_of, snapshot_acquire,
+                        snapshot_corrupt, snapshot_publish, snapshot_release, weights_fields,
+                        weights_magic)
 from views cimport address_of, bytes_of, round_up
 
-OFFSETS = offsets_of(weights_fields, 7)
+from fdql.shm.audit import CorruptError
+
+OFFSETS = offsets_of(weights_fields, 10)
 MAX_READERS = 253                      # the buffer's number has 8 bits
 
 
@@ -19,23 +22,30 @@ class WeightsError(RuntimeError):
     """Bytes that are no weights, or a version that does not grow."""
 
 
-def weights_bytes(readers, nbytes):
+cdef size_t _stride(size_t nbytes, bint checked) noexcept:
+    return round_up(round_up(nbytes, 16) + sizeof(SnapshotSeal) if checked else nbytes, 4096)
+
+
+def weights_bytes(readers, nbytes, checked=False):
     """Bytes for readers + 2 buffers of nbytes each."""
     if not 1 <= readers <= MAX_READERS or nbytes < 1:
         raise ValueError(f"weights for {readers} readers, {nbytes} bytes: needs 1 to {MAX_READERS} "
                          "readers and at least 1 byte")
     return (round_up(sizeof(WeightsHeader) + readers * sizeof(Pin), 4096)
-            + (readers + 2) * round_up(nbytes, 4096))
+            + (readers + 2) * _stride(nbytes, checked))
 
 
-def init_weights(buf, readers, nbytes):
-    """Lay out the snapshots in zeroed bytes. Once, by the creator, before anyone attaches."""
+def init_weights(buf, readers, nbytes, checked=False):
+    """Lay out the snapshots in zeroed bytes. Once, by the creator, before anyone attaches.
+
+    checked: every snapshot carries a checksum, which readers verify.
+    """
     view = bytes_of(buf, "weights")
     cdef WeightsHeader* header = <WeightsHeader*>address_of(
-        view, weights_bytes(readers, nbytes), "weights")
-    header.readers, header.nbytes = readers, nbytes
+        view, weights_bytes(readers, nbytes, checked), "weights")
+    header.readers, header.nbytes, header.checked = readers, nbytes, checked
     header.buffers_offset = round_up(sizeof(WeightsHeader) + readers * sizeof(Pin), 4096)
-    header.stride = round_up(nbytes, 4096)
+    header.stride = _stride(nbytes, checked)
     header.magic = weights_magic
 
 
@@ -43,7 +53,7 @@ cdef WeightsHeader* _open(object view) except NULL:
     cdef WeightsHeader* header = <WeightsHeader*>address_of(view, sizeof(WeightsHeader), "weights")
     if header.magic != weights_magic:
         raise WeightsError("not weights: init_weights has not run on these bytes")
-    address_of(view, weights_bytes(header.readers, header.nbytes), "weights")
+    address_of(view, weights_bytes(header.readers, header.nbytes, header.checked), "weights")
     return header
 
 
@@ -120,9 +130,20 @@ cdef class WeightsReader:
     def acquire(self):
         """(version, bytes) of the latest snapshot, pinned: unchanged until release() or acquire().
 
-        Version 0, zero bytes, before the first publication.
+        Version 0, zero bytes, before the first publication. CorruptError when weights are checked
+        and the snapshot is not the one that was published.
         """
         cdef uint64_t latest = snapshot_acquire(self.header, self.reader)
+        cdef bint corrupt = False
+        cdef SnapshotSeal* seal = seal_of(self.header, latest & 0xff)
+        if self.header.checked and latest:
+            with nogil:
+                corrupt = snapshot_corrupt(self.header, latest)
+        if corrupt:
+            raise CorruptError(
+                f"snapshot {latest >> 8} of the trainer, buffer {latest & 0xff}, read by reader "
+                f"{self.reader}: its seal says version {seal.version}, checksum {seal.crc:#010x}, "
+                "and that is not what the bytes have")
         return latest >> 8, self.snapshots[latest & 0xff]
 
     def release(self):

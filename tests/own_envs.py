@@ -4,13 +4,17 @@ solve.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from fdql.shm.layout import KIND_SLOTS
 
 Obs = np.ndarray[Any, np.dtype[np.float32]]
 
@@ -176,6 +180,26 @@ class DiesYoung(Dies):
     """Is killed soon."""
 
     when = 60
+
+
+class FlipsABit(Faulty):
+    """A stray pointer: from then on, it flips a bit of the first observation in shared memory."""
+
+    def fault(self, result: Any) -> Any:
+        threading.Thread(target=self.flip, daemon=True).start()
+        return result
+
+    def flip(self) -> None:
+        lines = Path("/proc/self/maps").read_text().splitlines()
+        first, last = (next(x for x in lines if "memfd:fdql" in x).split()[0]).split("-")
+        size = int(last, 16) - int(first, 16)
+        memory = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(int(first, 16)))
+        sections = memory[64 : 64 + 32 * 126].view(np.uint64).reshape(-1, 4)
+        slots = int(sections[sections[:, 0] == KIND_SLOTS, 1][0])
+        rows = slots + int(memory[slots + 48 : slots + 56].view(np.uint64)[0])
+        while True:
+            memory[rows] ^= 0x10
+            time.sleep(0.001)
 
 
 class Hangs(Faulty):

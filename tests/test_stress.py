@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 PROGRAMS = Path(__file__).parent / "stress"
+sys.path.insert(0, str(PROGRAMS))
+
+from soak import growth  # noqa: E402
 
 
 @pytest.mark.parametrize(
@@ -18,6 +21,7 @@ PROGRAMS = Path(__file__).parent / "stress"
         ("slots_two_threads.py", "--requests", 2_000),
         ("weights_two_threads.py", "--versions", 50_000),
         ("fuzz_files.py", "--mutations", 300),
+        ("messages.py", "--messages", 1_000_000),
     ],
 )
 def test_stress(program, option, amount):
@@ -25,3 +29,29 @@ def test_stress(program, option, amount):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert " 0 wrong" in done.stdout
+
+
+def test_one_flipped_bit_of_a_message_is_found():
+    command = [sys.executable, str(PROGRAMS / "messages.py"), "--messages", "2000", "--corrupt"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 11
+    assert " 0 wrong" not in done.stdout
+    for line in lines[:3]:
+        assert line.startswith("ring")
+        assert "2000 received, 1 wrong, the first is number 1000," in line
+
+
+def test_growth_is_found():
+    """Quarters of 10 looks each, one a second: 100 MiB may become 106."""
+
+    def seen(what: str, after: float) -> list[tuple[float, dict[str, float]]]:
+        flat = {"MiB": 100.0, "descriptors": 20.0, "threads": 3.0}
+        return [(t, flat | ({what: after} if t >= 30 else {})) for t in range(40)]
+
+    for what, allowed, more in [("MiB", 105.9, 106.1), ("descriptors", 20, 21), ("threads", 3, 4)]:
+        assert growth(seen(what, allowed), 40.0) == {}
+        assert set(growth(seen(what, more), 40.0)) == {what}
+    with pytest.raises(ValueError, match="too few"):
+        growth(seen("MiB", 1.0)[:5], 40.0)

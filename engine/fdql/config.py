@@ -468,6 +468,10 @@ class Config:
     """
     serial: bool = False
     """One process, in lockstep, bit-reproducible for a seed."""
+    check: bool = False
+    """Checksum every chunk, request, reply and policy and verify it where it is read; one that does
+    not fit ends the run.
+    """
     workers: int | None = None
     """Environment processes; None: as many as keep up with the learner, by the environment's step
     time.

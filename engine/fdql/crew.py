@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable
 
 from fdql.children import Child
-from fdql.proc.child import EXIT_BAD_VALUE
+from fdql.proc.child import EXIT_BAD_VALUE, EXIT_CORRUPT
 from fdql.proc.memory import READER_EVALUATOR, RunMemory
 from fdql.report import Report
 from fdql.shm.records import now_ns
@@ -108,6 +108,8 @@ class Crew:
         engine = self.plan.config.engine
         if code == EXIT_BAD_VALUE:
             self.end("bad_value", f"{role}: {account}")
+        elif code == EXIT_CORRUPT:
+            self.end("corrupt", f"{role} found what nobody wrote: {account}")
         elif role in ("trainer", "inference"):
             self.end("crash", f"the {role} process ended: {account}")
         elif not child.ready and child.incarnation == 1:

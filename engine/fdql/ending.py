@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fdql.accounting import books
 from fdql.report import Report
 
 
@@ -14,7 +15,7 @@ class RunResult:
     """How a run ended.
 
     exit_reason   solved, no_improvement, total_timesteps, traced, callback, interrupted,
-                  crash or bad_value
+                  crash, bad_value or corrupt
     problem       one sentence when it did not end well
     summary       what summary.json holds
     """
@@ -42,7 +43,13 @@ class RunResult:
 def conclude(report: Report, exit_reason: str, problem: str | None) -> RunResult:
     """Write the last metrics and summary.json, say how it ended, close the folder."""
     folder, board = report.folder, report.board
-    summary = report.summary(exit_reason, problem)
+    account = books(report.memory, killed=problem is not None)
+    if account.fault:
+        fault = f"the books do not close, which is a fault of fdql: {account.fault}"
+        folder.log(fault)
+        board.problem(fault)
+        problem = problem or fault
+    summary = report.summary(exit_reason, problem, account)
     result = RunResult(folder.path, exit_reason, problem, summary)
     board.close()
     if problem:

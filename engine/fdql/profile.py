@@ -69,8 +69,9 @@ class Counter(IntEnum):
     UPDATE_NS = 9  # trainer: time inside updates since warm-up
     TRAIN_NS = 10  # trainer: time since warm-up
     EVALUATIONS = 11  # evaluator
-    DROPPED = 12  # trainer: steps not stored because their episode was cut by a crash of the worker
+    DROPPED = 12  # trainer: stored steps whose outcome was lost with their worker
     PUBLISHED_NS = 13  # trainer: now_ns of the newest publication
+    BEFORE = 14  # of a worker, set by whoever resumes a run: STEPS that were stored before
 
 
 @dataclass(frozen=True, slots=True)

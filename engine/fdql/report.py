@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from fdql.accounting import Books
 from fdql.board import Board
 from fdql.bottleneck import Setting, Verdict, bottleneck
 from fdql.budget import Account, Ledger, budget, metrics
@@ -30,6 +31,7 @@ class Report:
 
     def __init__(self, plan: RunPlan, memory: RunMemory, folder: RunFolder, board: Board) -> None:
         self.plan, self.folder, self.board = plan, folder, board
+        self.memory = memory
         self.trainer = memory.record(RECORD_TRAINER)
         self.inference = memory.record(RECORD_INFERENCE)
         self.workers = [memory.worker_record(w) for w in range(plan.workers)]
@@ -245,11 +247,10 @@ class Report:
             progress = self.meter.look(row["time/fps"])
             self.board.show(row, recent, self.limit(recent).sentence, progress)
 
-    def summary(self, exit_reason: str, problem: str | None) -> dict[str, Any]:
+    def summary(self, exit_reason: str, problem: str | None, account: Books) -> dict[str, Any]:
         """The run in one table; see README for the keys."""
         config, e = self.plan.config, self.evaluation
         lag = self.policy_lag()
-        committed = sum(w.get(Counter.STEPS) for w in self.workers)
         interval, verdict = self.ledger.interval(), self.limit(self.ledger.whole())
         return {
             "env": config.env,
@@ -273,8 +274,7 @@ class Report:
             "policy_lag_p99": lag[1],
             "worker_restarts": self.restarts,
             "episodes": sum(w.get(Counter.EPISODES) for w in self.workers),
-            "steps_committed": committed,
-            "steps_in_flight": committed - self.env_steps,
+            **account.summary(),
             "stale_priorities": self.trainer.get(Counter.STALE),
             "workers": self.plan.workers,
             "envs_per_worker": self.plan.envs_per_worker,

@@ -31,9 +31,9 @@ from fdql.proc.restore import restore_replay
 from fdql.proc.resumed import begin_counters
 from fdql.proc.saver import Captured, Saver
 from fdql.proc.trainer import Trainer, make_learner
-from fdql.profile import Counter
 from fdql.report import Report
 from fdql.run_folder import RunFolder
+from fdql.shm.audit import CorruptError
 from fdql.stop_request import StopRequest
 
 METRICS_STEPS = 1000  # environment steps between two rows of metrics
@@ -56,6 +56,8 @@ def train_serial(
             exit_reason, problem = Lockstep(plan, memory, report, stop, calls).run()
     except BadValueError as error:
         exit_reason, problem = "bad_value", str(error)
+    except CorruptError as error:
+        exit_reason, problem = "corrupt", str(error)
     except Exception as error:  # the environment's, or ours: the summary is written either way
         problem = f"{type(error).__name__}: {error}"
         for line in traceback.format_exc().splitlines():
@@ -111,7 +113,6 @@ class Lockstep:
         self.report.event({"event": "train", **self.trainer.metrics()})
         self.trainer.save(self.saver, captured, engine)
         self.evaluator.arena.close()
-        assert self.report.trainer.get(Counter.INSERTED) == self.loader.replay.steps
         return reason, self.calls.end[1] if self.calls.end else None
 
     def _step(self) -> None:

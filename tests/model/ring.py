@@ -73,13 +73,18 @@ def writer_reserve(w: WriterEnd) -> Thread:
     return True, w
 
 
+def writer_publish(w: WriterEnd) -> Thread:
+    yield store("head", w.head + 1, RELEASE, "slot-full")
+
+
 def writer_commit(w: WriterEnd) -> Thread:
+    """With writer_seal, which writes the header."""
     if planted("head before the header"):
-        yield store("head", w.head + 1, RELEASE, "slot-full")
+        yield from writer_publish(w)
         yield write(slot_at("header", w.head), (w.head + 1, w.incarnation, w.first))
     else:
         yield write(slot_at("header", w.head), (w.head + 1, w.incarnation, w.first))
-        yield store("head", w.head + 1, RELEASE, "slot-full")
+        yield from writer_publish(w)
     if w.rings and not planted("commit without a bell"):
         yield from bell_ring("bell")
     return replace(w, head=w.head + 1, first=planted("every chunk is the first") and w.first)

@@ -16,6 +16,7 @@ from fdql.shm.guard import die_with_parent
 EXIT_RAISED = 3  # something raised: the traceback went to stderr
 EXIT_BAD_VALUE = 4  # NaN or inf at a door: a restart would not help
 EXIT_ORPHAN = 5  # the supervisor is gone
+EXIT_CORRUPT = 6  # shared memory does not hold what was written into it
 
 
 def run_child(body: Callable[..., int]) -> int:
@@ -25,6 +26,7 @@ def run_child(body: Callable[..., int]) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C belongs to the supervisor
     from fdql.config import BadValueError
     from fdql.proc.memory import Events, RunMemory, RunPlan
+    from fdql.shm.audit import CorruptError
 
     events = Events(int(events_fd))
     try:
@@ -38,4 +40,6 @@ def run_child(body: Callable[..., int]) -> int:
             events.send("error", message=f"{type(error).__name__}: {error}")
         except BrokenPipeError:
             return EXIT_ORPHAN
+        if isinstance(error, CorruptError):
+            return EXIT_CORRUPT
         return EXIT_BAD_VALUE if isinstance(error, BadValueError) else EXIT_RAISED

@@ -59,7 +59,8 @@ class EnvWorker:
         self.ring = memory.ring_writer(worker)
         self.slots = memory.slot_client(worker)
         # A predecessor may have died between the hand-over of a chunk and its own count of it.
-        self.record.set(Counter.STEPS, self.ring.committed_steps)
+        before = self.record.get(Counter.BEFORE)
+        self.record.set(Counter.STEPS, before + self.ring.committed_steps)
         # Last: by it inference sees a successor, and then counts by what stands above.
         self.record.set(Counter.INCARNATION, incarnation)
         self.slots.spin_ns = plan.spin_ns

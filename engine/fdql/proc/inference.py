@@ -129,7 +129,7 @@ class InferenceServer:
         self._forget_lost_steps()
         # After the recount, which made visible who asked: what a dead worker had asked for is not
         # begun by anyone, and counted it would be missing at the run's end for ever.
-        n_ready = self._within_total(self.slots.drop_orphans(self.ready, n_ready))
+        n_ready = self._within_total(self.slots.admit(self.ready, n_ready))
         if n_ready == 0:
             return
         record.observe(Stage.INFER_DWELL, max(0, t0 - self.slots.oldest_ns))

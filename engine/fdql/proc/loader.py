@@ -58,17 +58,21 @@ class Loader:
                 slot = ring.slot_index(0)
                 if slot not in self.views[w]:
                     self.views[w][slot] = self.plan.chunk.views(ring.payload(0))
+                lost = bool(head.flags & FLAG_INCARNATION)
+                lanes = w * self.plan.envs_per_worker, self.plan.envs_per_worker
+                if lost:
+                    self.record.add(Counter.DROPPED, self.replay.rows.open_steps(*lanes))
                 first_use = self.first_use if self.record.tracing else None
                 if first_use:
                     first_use.before_ingest()
+                views, (first, n) = self.views[w][slot], lanes
                 steps += self.replay.ingest(
-                    self.views[w][slot],
-                    head.n_rows,
-                    w * self.plan.envs_per_worker,
-                    new_incarnation=bool(head.flags & FLAG_INCARNATION),
-                    lanes_of_worker=self.plan.envs_per_worker,
+                    views, head.n_rows, first, new_incarnation=lost, lanes_of_worker=n
                 )
                 ring.release(1)
+                # At once: whoever ends us here leaves one chunk uncounted, not all of this call.
+                self.record.set(Counter.REPLAY, self.replay.size)
+                self.record.set(Counter.INSERTED, self.replay.steps)  # last: `complete` reads both
                 if first_use:
                     chunk = chunk_id(w, head.seq)
                     first_use.ingested(chunk)
@@ -76,9 +80,6 @@ class Loader:
                 if head.policy_version:
                     self.record.observe(Stage.LAG, max(0, self.updates - head.policy_version))
                 self.record.observe_since(Stage.INGEST, t0)
-        if steps:
-            self.record.set(Counter.REPLAY, self.replay.size)
-            self.record.set(Counter.INSERTED, self.replay.steps)  # last: `complete` reads both
         return steps
 
     def may_sample(self) -> bool:

@@ -181,16 +181,17 @@ class RunMemory:
         ]
         sections += [
             (KIND_SLOTS, 0, slots_bytes(*slots)),
-            (KIND_WEIGHTS, 0, weights_bytes(READERS, 4 * plan.policy_size)),
+            (KIND_WEIGHTS, 0, weights_bytes(READERS, 4 * plan.policy_size, plan.config.check)),
         ]
         if plan.config.trace_seconds is not None:
             events = track_bytes(math.ceil(plan.config.trace_seconds * EVENTS_PER_SECOND))
             sections += [(KIND_TRACK, i, events) for i in range(len(plan.threads))]
         segment = Segment.create(sections, layout_hash(), shared=shared)
+        ring, check = (engine.ring_chunks, schema.nbytes, schema.hash), plan.config.check
         for w in range(plan.workers):
-            init_ring(segment.section(KIND_RING, w), engine.ring_chunks, schema.nbytes, schema.hash)
-        init_slots(segment.section(KIND_SLOTS, 0), *slots)
-        init_weights(segment.section(KIND_WEIGHTS, 0), READERS, 4 * plan.policy_size)
+            init_ring(segment.section(KIND_RING, w), *ring, check)
+        init_slots(segment.section(KIND_SLOTS, 0), *slots, check)
+        init_weights(segment.section(KIND_WEIGHTS, 0), READERS, 4 * plan.policy_size, check)
         return RunMemory(plan, segment)
 
     @staticmethod

@@ -38,6 +38,7 @@ def begin_counters(memory: RunMemory, manifest: Manifest) -> None:
     """
     counters = {counter: count_of(manifest, name) for name, counter in _COUNTERS.items()}
     worker = memory.worker_record(0)
+    worker.set(Counter.BEFORE, counters[Counter.INSERTED])
     worker.set(Counter.STEPS, counters[Counter.INSERTED])
     worker.set(Counter.EPISODES, counters.pop(Counter.EPISODES))
     for counter, value in counters.items():

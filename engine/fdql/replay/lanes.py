@@ -221,6 +221,15 @@ class LaneStore:
         )  # fmt: skip
         return touched
 
+    def open_steps(self, first_lane: int, n_lanes: int) -> int:
+        """Newest steps of these lanes whose outcome is not here: closing a lane makes such a step
+        the BOUNDARY row of its episode.
+        """
+        table = self.table[first_lane : first_lane + n_lanes]
+        lanes = first_lane + np.flatnonzero(table[:, OPEN])
+        newest = (self.table[lanes, SLOT] - 1) % self.lane_rows
+        return int(np.sum(self.flags[lanes * self.lane_rows + newest] & TERMINATED == 0))
+
     @property
     def nbytes(self) -> int:
         """Bytes of the columns."""

@@ -53,6 +53,7 @@ OFFSETS: dict[str, dict[str, tuple[int, int]]] = {
         "magic": (0, 4),  # constant after init, to schema_hash
         "capacity": (4, 4),
         "slot_header": (8, 4),
+        "checked": (12, 4),
         "slot_stride": (16, 8),
         "slots_offset": (24, 8),
         "payload_bytes": (32, 8),
@@ -74,6 +75,7 @@ OFFSETS: dict[str, dict[str, tuple[int, int]]] = {
         "first_step": (24, 8),
         "policy_version": (32, 8),
         "t_commit_ns": (40, 8),
+        "crc": (48, 4),  # 0 where chunks are not checked
     },
     "SlotsHeader": {  # constant after init; Mailboxes from 128
         "magic": (0, 4),
@@ -86,13 +88,16 @@ OFFSETS: dict[str, dict[str, tuple[int, int]]] = {
         "action_stride": (40, 8),
         "obs_offset": (48, 8),
         "actions_offset": (56, 8),
+        "checked": (64, 4),
     },
     "Mailbox": {
         "req_seq": (0, 4),  # worker; commits the observation rows
         "first_seq": (4, 4),  # the first request of the worker that lives
         "t_submit_ns": (8, 8),
+        "req_crc": (16, 4),  # as in SlotHeader
         "rep_seq": (128, 4),  # server; commits the action rows
         "policy_version": (136, 8),
+        "rep_crc": (144, 4),
         "waiting": (256, 4),  # worker
     },
     "WeightsHeader": {  # Pins from 256
@@ -101,9 +106,11 @@ OFFSETS: dict[str, dict[str, tuple[int, int]]] = {
         "nbytes": (8, 8),
         "buffers_offset": (16, 8),
         "stride": (24, 8),
+        "checked": (32, 4),
         "latest": (128, 8),  # trainer; the commit word
     },
     "Pin": {"buffer": (0, 8)},  # the reader
+    "SnapshotSeal": {"version": (0, 8), "crc": (8, 4)},  # trainer; only where weights are checked
 }
 
 

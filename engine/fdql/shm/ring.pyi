@@ -38,8 +38,13 @@ class Chunk(NamedTuple):
 def ring_bytes(capacity: int, payload_bytes: int) -> int:
     """Bytes of a ring of `capacity` slots (a power of two, at least 2) of payload_bytes each."""
 
-def init_ring(buf: Buffer, capacity: int, payload_bytes: int, schema_hash: int) -> None:
-    """Lay out a ring in zeroed, 128-aligned bytes. Once, by the creator, before anyone attaches."""
+def init_ring(
+    buf: Buffer, capacity: int, payload_bytes: int, schema_hash: int, checked: bool = False
+) -> None:
+    """Lay out a ring in zeroed, 128-aligned bytes. Once, by the creator, before anyone attaches.
+
+    checked: every chunk carries a checksum, which the reader verifies.
+    """
 
 class Doorbell:
     """Wakes one sleeper; any number of processes may ring. DOORBELL_BYTES, zeroed, 128-aligned.
@@ -133,6 +138,9 @@ class RingReader:
     def payload(self, k: int) -> memoryview:
         """Bytes of the k-th readable chunk; not to be read after its release()."""
     def chunk(self, k: int) -> Chunk:
-        """Header of the k-th readable chunk. RingError when the memory was overwritten."""
+        """Header of the k-th readable chunk. RingError when the memory was overwritten.
+
+        CorruptError when a checked ring's chunk is not what was committed, or not the next one.
+        """
     def release(self, n: int) -> None:
         """Give the n oldest chunks back to the writer. IndexError past the last peek()."""

@@ -23,9 +23,18 @@ def slots_bytes(workers: int, groups: int, envs: int, obs_bytes: int, action_byt
     """Bytes for workers x groups slots of `envs` rows each."""
 
 def init_slots(
-    buf: Buffer, workers: int, groups: int, envs: int, obs_bytes: int, action_bytes: int
+    buf: Buffer,
+    workers: int,
+    groups: int,
+    envs: int,
+    obs_bytes: int,
+    action_bytes: int,
+    checked: bool = False,
 ) -> None:
-    """Lay out the slots in zeroed, 128-aligned bytes. Once, by the creator."""
+    """Lay out the slots in zeroed, 128-aligned bytes. Once, by the creator.
+
+    checked: requests and replies carry checksums, which the other side verifies.
+    """
 
 class _Slots:
     workers: int
@@ -54,7 +63,8 @@ class SlotClient(_Slots):
     def wait(self, group: int, timeout_ns: int) -> bool:
         """True once the reply to the last submit(group) is there. Without the GIL.
 
-        False at the time-out, a signal or stop. SlotError without a submit().
+        False at the time-out, a signal or stop. SlotError without a submit(); CorruptError when
+        slots are checked and the rows are not those of the reply.
         """
     def request_id(self, group: int) -> int:
         """Number of the last submit(group), unique in the run: slot << 32 | its number, u64."""
@@ -83,9 +93,11 @@ class SlotServer(_Slots):
         """
     def request_id(self, slot: int) -> int:
         """The same number for the request that collect() saw in a slot. IndexError."""
-    def drop_orphans(self, slots: NDArray[np.int32], n: int) -> int:
+    def admit(self, slots: NDArray[np.int32], n: int) -> int:
         """Answer at once those of the first n slots whose request a dead worker made, once its
         successor is there: nobody takes that answer. Returns how many are left, at the front.
+
+        CorruptError when slots are checked and the rows of one are not those of its request.
         """
     def reply(self, slots: NDArray[np.int32], n: int, policy_version: int) -> None:
         """Hand over the action rows of the first n slots; one wake per worker that sleeps.

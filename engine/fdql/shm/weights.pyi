@@ -18,11 +18,14 @@ OFFSETS: dict[str, dict[str, tuple[int, int]]]
 class WeightsError(RuntimeError):
     """Bytes that are no weights, or a version that does not grow."""
 
-def weights_bytes(readers: int, nbytes: int) -> int:
+def weights_bytes(readers: int, nbytes: int, checked: bool = False) -> int:
     """Bytes for readers + 2 buffers of nbytes each."""
 
-def init_weights(buf: Buffer, readers: int, nbytes: int) -> None:
-    """Lay out the snapshots in zeroed, 128-aligned bytes. Once, by the creator."""
+def init_weights(buf: Buffer, readers: int, nbytes: int, checked: bool = False) -> None:
+    """Lay out the snapshots in zeroed, 128-aligned bytes. Once, by the creator.
+
+    checked: every snapshot carries a checksum, which readers verify.
+    """
 
 class WeightsWriter:
     """The one writer. A successor of a dead writer goes on from the latest version."""
@@ -56,7 +59,8 @@ class WeightsReader:
     def acquire(self) -> tuple[int, memoryview]:
         """(version, read-only bytes) of the latest snapshot; unchanged until the next call here.
 
-        Version 0 and zero bytes before the first publication. 64-aligned.
+        Version 0 and zero bytes before the first publication. 64-aligned. CorruptError when weights
+        are checked and the snapshot is not the one that was published.
         """
     def release(self) -> None:
         """Let go of the snapshot. Its bytes may change from now on."""
