@@ -123,7 +123,9 @@ class Saver:
         self._captured = None
         self._next = time.monotonic() + self.every
         self._forget_failed()
-        self._copy_range()
+        while self._copy_range() > 0:
+            if len(self._ranges) >= MOST_WAITING:
+                self._ranges[-MOST_WAITING].file.exception()  # waits: memory holds a few at most
         parts = {"learner": captured.arrays, "replay": tables_of(self.replay), **(more or {})}
         facts = {
             **captured.facts,
@@ -150,8 +152,10 @@ class Saver:
             if self._writer is not None:
                 self._writer.shutdown()
 
-    def _copy_range(self) -> None:
-        """Copy all settled rows that no range holds, and those of a short last range again."""
+    def _copy_range(self) -> int:
+        """Copy settled rows that no range holds, and those of a short last range again, up to
+        range_rows. Returns how many are left.
+        """
         alive, end = oldest(self.replay), settled(self.replay)
         while self._ranges and (self._ranges[0].end <= alive).all():
             del self._ranges[0]
@@ -159,11 +163,16 @@ class Saver:
         if self._ranges and self._is_short(self._ranges[-1]):
             first = self._ranges.pop().first
         first = np.maximum(first, alive)
-        self._copied_at = self.replay.steps
+        total = int((end - first).sum())
+        if total > self.range_rows:  # every lane gives its share
+            end = first + ((end - first) * self.range_rows + total - 1) // total
+        left = total - int((end - first).sum())
+        self._copied_at = self.replay.steps - left
         if (end > first).any():
             arrays = rows_between(self.replay, first, end)
             file = self._submit(self.folder.write_rows, arrays)
             self._ranges.append(_Range(first, end, file))
+        return left
 
     def _is_short(self, r: _Range) -> bool:
         return r.file.done() and bool((r.end - r.first).sum() < self.range_rows // 2)
