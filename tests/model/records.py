@@ -117,28 +117,62 @@ def counters(steps: int) -> Built:
     return {"inserted": 0, "replay": 0}, {}, actors
 
 
-# ---- a sum: only grows --------------------------------------------------------------------------
-def summing(n: int) -> Thread:
-    """A worker counts its steps."""
-    while (yield own("steps")) < n:
+# ---- steps of a worker that dies: none is forgotten, none is begun beyond the total -------------
+def stepping(life: int) -> Thread:
+    """A worker: steps, asks again, hands over, counts. Before its first request it says what its
+    predecessors handed over, then who it is.
+    """
+    number = yield own("req")
+    yield store("first", number + 1)
+    if planted("successor says who it is before what is counted"):
+        yield from Record.set("incarnation", life)
+    if not planted("successor goes on from what was counted"):
+        yield from Record.set("steps", (yield own("head")))
+    if not planted("successor says who it is before what is counted"):
+        yield from Record.set("incarnation", life)
+    yield store("req", number + 1, RELEASE)
+    while True:
+        number += 1
+        while (yield load("rep", ACQUIRE)) != number:
+            pass
+        yield store("req", number + 1, RELEASE)
+        yield store("head", (yield own("head")) + 1, RELEASE)
         yield from Record.add("steps", 1)
 
 
-def showing(n: int) -> Thread:
-    """The board."""
-    last = 0
-    while last < n:
-        steps = yield from Record.get("steps")
-        check(steps >= last, "a sum only grows")
-        last = steps
+def issuing(total: int) -> Thread:
+    """Inference: begins no step beyond the total, and forgets what a dead worker had begun."""
+    incarnation = issued = 0
+    while True:
+        number = yield load("req", ACQUIRE)
+        if number != (yield own("rep")):
+            newest = yield from Record.get("incarnation")
+            if newest != incarnation and not planted("lost steps count for ever"):
+                incarnation, issued = newest, (yield from Record.get("steps"))
+            dead = number < (yield load("first"))
+            if dead and not planted("answers to the dead are counted"):
+                yield store("rep", number, RELEASE)  # which nobody takes
+            elif issued < total:
+                issued += 1
+                yield store("rep", number, RELEASE)
 
 
-def sums(n: int) -> Built:
+def storing(total: int) -> Thread:
+    """The trainer, until the run's steps are all there."""
+    head = 0
+    while head < total:
+        head = yield load("head", ACQUIRE)
+    check(head == total, "no step is begun beyond the total")
+
+
+def steps(total: int, lives: int) -> Built:
     actors = [
-        Actor("worker", lambda life: summing(n), 2),
-        Actor("board", lambda life: showing(n)),
+        Actor("worker", stepping, lives, serves=True),
+        Actor("inference", lambda life: issuing(total), serves=True),
+        Actor("trainer", lambda life: storing(total)),
     ]
-    return {"steps": 0}, {}, actors
+    words = ("req", "first", "rep", "head", "incarnation", "steps")
+    return dict.fromkeys(words, 0), {}, actors
 
 
 # ---- the trace window ---------------------------------------------------------------------------
@@ -208,7 +242,8 @@ MODELS = [
     Model("track", lambda: track(3, lives=1)),
     Model("track, writer killed", lambda: track(4, lives=3)),
     Model("counters", lambda: counters(3)),
-    Model("sums, worker killed", lambda: sums(3)),
+    Model("steps, worker killed", lambda: steps(2, lives=2)),
+    Model("steps, worker killed twice", lambda: steps(3, lives=3), long=True),
     Model("trace window", window),
     Model("segment", segment),
 ]
@@ -217,6 +252,10 @@ FAULTS = {
     "event counted before it is written": "track",
     "inserted before it can be sampled": "counters",
     "sampled is looked at first": "counters",
+    "successor says who it is before what is counted": "steps, worker killed",
+    "successor goes on from what was counted": "steps, worker killed",
+    "lost steps count for ever": "steps, worker killed",
+    "answers to the dead are counted": "steps, worker killed",
     "window opened before its end is known": "trace window",
     "magic before the table": "segment",
 }

@@ -36,19 +36,27 @@ from model.weak_memory import (
 )
 
 
+def mailbox_attach(i: int) -> Thread:
+    yield store(f"first{i}", (yield own(f"req{i}")) + 1)
+
+
 class Wait(Enum):
     """How a worker waits: asleep, asleep for 100 ms at most, or looking again and again."""
 
     SLEEP, NAP, SPIN = range(3)
 
 
-def mailbox_submit(i: int, request: tuple[int, int], first: bool) -> Thread:
-    """The caller's writing of the rows, then the request's number."""
+def mailbox_submit(i: int, request: tuple[int, int], first: bool, checked: bool) -> Thread:
+    """The caller's writing of the rows and their checksum, then the request's number."""
     if planted("request before the observation"):
         yield store(f"req{i}", request[1], RELEASE, "request")
         yield write(f"obs{i}", request, may_race=first)
+        if checked:
+            yield write(f"crc{i}", request, may_race=first)
     else:
         yield write(f"obs{i}", request, may_race=first)
+        if checked:
+            yield write(f"crc{i}", request, may_race=first)
         yield store(f"req{i}", request[1], RELEASE, "request")
     if not planted("request without a bell"):
         yield from bell_ring("server")
@@ -95,6 +103,22 @@ def mailbox_ready(i: int) -> Thread:
     return number, number != (yield own(f"rep{i}"))
 
 
+def mailbox_orphaned(i: int, number: int) -> Thread:
+    """True when who asked is known to be dead."""
+    return number < (yield load(f"first{i}"))
+
+
+def request_corrupt(i: int, number: int) -> Thread:
+    """A checksum is the request itself, which holds who asks and the number."""
+    obs = yield read(f"obs{i}", "server", may_race=True)
+    crc = yield read(f"crc{i}", "server", may_race=True)
+    if obs != TORN and obs == crc and obs[1] == number:
+        return False
+    if not planted("called corrupt without a ring"):
+        yield from bell_ring("server")
+    return not (yield from mailbox_orphaned(i, number))
+
+
 def mailbox_reply(i: int, number: int) -> Thread:
     yield store(f"version{i}", number)
     yield store(f"rep{i}", number, RELEASE, "reply")
@@ -136,6 +160,19 @@ class SlotServer:
                 yield from bell_sleep("server", ticket, timed=len(ready) > 0)
 
     @staticmethod
+    def admit(ready: tuple[int, ...], taken: tuple[int, ...], checked: bool) -> Thread:
+        """Those of `ready` whose worker is not known to be dead; the others are answered."""
+        kept: tuple[int, ...] = ()
+        for i in ready:
+            corrupt = checked and (yield from request_corrupt(i, taken[i]))
+            check(not corrupt, "what is whole is never called corrupt")
+            if (yield from mailbox_orphaned(i, taken[i])):
+                yield from mailbox_reply(i, taken[i])
+            else:
+                kept = (*kept, i)
+        return kept
+
+    @staticmethod
     def reply(ready: tuple[int, ...], taken: tuple[int, ...]) -> Thread:
         for i in ready:
             number = taken[i]
@@ -154,12 +191,13 @@ def act(i: int) -> Thread:
     yield write(f"actions{i}", obs)
 
 
-def server(slots: int, target: int, spins: bool) -> Thread:
+def server(slots: int, target: int, spins: bool, checked: bool) -> Thread:
     taken: tuple[int, ...] = ()
     for i in range(slots):
         taken = (*taken, (yield own(f"rep{i}")))
     while True:
         ready, taken = yield from SlotServer.collect(taken, target, spins)
+        ready = yield from SlotServer.admit(ready, taken, checked)
         if planted("reply before the actions"):
             yield from SlotServer.reply(ready, taken)
         for i in ready:
@@ -168,11 +206,11 @@ def server(slots: int, target: int, spins: bool) -> Thread:
             yield from SlotServer.reply(ready, taken)
 
 
-def submit(i: int, life: int, first: bool) -> Thread:
+def submit(i: int, life: int, first: bool, checked: bool) -> Thread:
     """SlotClient.submit: the number of the new request."""
     number = yield own(f"req{i}")
     number += not (planted("successor asks under the same number") and first and life > 1)
-    yield from mailbox_submit(i, (life, number), first and life > 1)
+    yield from mailbox_submit(i, (life, number), first and life > 1, checked)
     return number
 
 
@@ -186,16 +224,20 @@ def use(i: int, life: int, number: int, how: Wait) -> Thread:
     check(version == number, "the policy's version is that of the reply")
 
 
-def worker(life: int, mine: tuple[int, ...], rounds: int, how: Wait) -> Thread:
+def worker(life: int, mine: tuple[int, ...], rounds: int, how: Wait, checked: bool) -> Thread:
     """Its groups in turn: one is at the server while the other steps."""
     numbers: tuple[int, ...] = ()
     for i in mine:
-        numbers = (*numbers, (yield from submit(i, life, True)))
+        yield from mailbox_attach(i)
+    if not planted("successor does not ring before its rows"):
+        yield from bell_ring("server")
+    for i in mine:
+        numbers = (*numbers, (yield from submit(i, life, True, checked)))
     while True:
         for k, i in enumerate(mine):
             yield from use(i, life, numbers[k], how)
             if numbers[k] < rounds:
-                number = yield from submit(i, life, False)
+                number = yield from submit(i, life, False, checked)
                 numbers = (*numbers[:k], number, *numbers[k + 1 :])
             elif k == len(mine) - 1:
                 return
@@ -210,24 +252,42 @@ def slots(
     target: int = 1,
     how: Wait = Wait.SLEEP,
     server_spins: bool = False,
+    checked: bool = False,
 ) -> Built:
     words: dict[str, int] = {**bell_words("server")}
     payload = {}
     for i in range(workers * groups):
         words |= {f"req{i}": 0, f"rep{i}": 0, f"waiting{i}": 0, f"version{i}": 0}
+        words[f"first{i}"] = 0
         payload[f"obs{i}"] = Payload(None, ("server",), races=True)
+        if checked:
+            payload[f"crc{i}"] = Payload(None, ("server",), races=True)
         payload[f"actions{i}"] = Payload(None, ("worker",))
     actors = []
     for w in range(workers):
         mine = tuple(g * workers + w for g in range(groups))
         actors.append(
-            Actor(f"worker {w}", lambda life, mine=mine: worker(life, mine, rounds, how), lives)
+            Actor(
+                f"worker {w}",
+                lambda life, mine=mine: worker(life, mine, rounds, how, checked),
+                lives,
+            )
         )
     n = workers * groups
     actors.append(
-        Actor("server", lambda life: server(n, target, server_spins), server_lives, serves=True)
+        Actor(
+            "server",
+            lambda life: server(n, target, server_spins, checked),
+            server_lives,
+            serves=True,
+        )
     )
     return words, payload, actors
+
+
+def checked_slots(lives: int) -> Built:
+    """With checksums. Nobody sleeps, so that the rows can be looked at closely."""
+    return slots(1, 1, 2, lives, how=Wait.SPIN, server_spins=True, checked=True)
 
 
 MODELS = [
@@ -240,10 +300,14 @@ MODELS = [
     Model("slots, two groups, two rounds", lambda: slots(1, 2, 2), long=True),
     Model("slots, two workers spin", lambda: slots(2, 1, 1, how=Wait.SPIN), long=True),
     Model("slots, two, server spins", lambda: slots(2, 1, 1, server_spins=True), long=True),
+    Model("slots, checked, worker killed", lambda: checked_slots(2)),
+    Model("slots, checked, worker killed twice", lambda: checked_slots(3), long=True),
     Model("slots, two, dwell", lambda: slots(2, 1, 1, 1, 1, 2, Wait.SPIN, True)),
 ]
 
 FAULTS = {
+    "successor does not ring before its rows": "slots, checked, worker killed",
+    "called corrupt without a ring": "slots, checked, worker killed",
     "request before the observation": "slots, three rounds",
     "request without a bell": "slots, three rounds",
     "look before saying that it waits": "slots, three rounds",
