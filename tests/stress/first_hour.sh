@@ -7,7 +7,7 @@
 set -euo pipefail
 checkout=$(cd "$(dirname "$0")/../.." && pwd)
 work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
+trap '[ ! -f "$work/pid" ] || kill -9 "$(cat "$work/pid")" 2>/dev/null; rm -rf "$work"' EXIT
 began=$SECONDS
 
 step() { # step NAME COMMAND...: run it, say how long it took
@@ -29,13 +29,14 @@ train_until_a_checkpoint() { # in the background, and watched
     fdql train --env Pendulum-v1 --seed 1 --stop-at-return never --total-timesteps 1000000 --checkpoint-every 3 \
         --run-dir "$work/first" >"$work/train.log" 2>&1 &
     echo $! >"$work/pid"
-    for _ in $(seq 1200); do
+    for _ in $(seq 6000); do # ten minutes: the very first run compiles the kernels
         if compgen -G "$work/first/checkpoints/0*" >/dev/null && grep -q 'eval/updates' "$work/first/metrics.jsonl"; then
             return 0
         fi
         kill -0 "$(cat "$work/pid")" || { cat "$work/train.log"; return 1; }
         sleep 0.1
     done
+    cat "$work/train.log"
     return 1
 }
 
