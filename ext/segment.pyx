@@ -92,28 +92,54 @@ def _populate(memory, nbytes):
             memory[at] = 0
 
 
+def _nameless():
+    """(descriptor of memory without a name, whether it can be sealed): a memfd, or where the system
+    refuses it (a container's filter) a file in /dev/shm whose name is gone at once."""
+    if hasattr(os, "memfd_create"):
+        try:
+            return os.memfd_create("fdql", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING), True
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.EPERM, errno.EACCES):
+                raise
+    try:
+        import tempfile
+
+        fd, name = tempfile.mkstemp(prefix="fdql-", dir="/dev/shm")
+        os.unlink(name)
+        return fd, False
+    except OSError as error:
+        raise OSError(errno.ENOSYS, "shared memory needs Linux with memfd_create or a /dev/shm "
+                      f"to write to ({error}); serial mode works here: --serial") from None
+
+
 def _map_shared(nbytes):
-    if not hasattr(os, "memfd_create"):
-        raise OSError(errno.ENOSYS, f"shared segments need Linux (memfd_create), this is "
-                      f"{sys.platform}; serial mode works here")
     import fcntl
 
     # A memfd has no limit of its own: past the memory's end the kernel kills instead of refusing.
     if nbytes > _available():
         raise OSError(errno.ENOMEM, f"cannot take {_mib(nbytes)} of shared memory: "
                       f"{_mib(_available())} are free; {_LESS}")
-    fd = os.memfd_create("fdql", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    fd, sealable = _nameless()
     try:
         os.posix_fallocate(fd, 0, nbytes)
         memory = mmap.mmap(fd, nbytes)
         _populate(memory, nbytes)
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS,
-                    fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+        if sealable:
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS,
+                        fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
     except OSError as error:
         os.close(fd)
-        raise OSError(error.errno, f"cannot take {_mib(nbytes)} of shared memory: "
+        where = "shared memory" if sealable else "/dev/shm"
+        raise OSError(error.errno, f"cannot take {_mib(nbytes)} of {where}: "
                       f"{os.strerror(error.errno)}; {_LESS}")
     return fd, memory
+
+
+def _not_for_forks(memory):
+    """A process that this one forks does not see the memory: two of one role would tear it. Where
+    an environment forks and both go on, the copy ends at its first look (SIGSEGV)."""
+    if hasattr(mmap, "MADV_DONTFORK"):
+        memory.madvise(mmap.MADV_DONTFORK)
 
 
 def _map_private(nbytes):
@@ -165,6 +191,7 @@ cdef class Segment:
         if nbytes < PAGE:
             raise SegmentError(f"descriptor {fd} holds {nbytes} bytes: not a segment")
         memory = mmap.mmap(fd, nbytes)
+        _not_for_forks(memory)
         view = memoryview(memory)
         cdef SegmentHeader* header = <SegmentHeader*>address_of(view, PAGE, "segment")
         # SYNC segment-ready: pairs with the release in create

@@ -48,6 +48,15 @@ class Counting(gym.Env[Obs, Any]):
         return self._obs(), float(self.at), over and not by_time, over and by_time, {}
 
 
+class Slow(Counting):
+    """A step takes two milliseconds, and it talks."""
+
+    def step(self, action: Any) -> tuple[Obs, float, bool, bool, dict[str, Any]]:
+        print("stepping")
+        time.sleep(0.002)
+        return super().step(action)
+
+
 class Steering(gym.Env[Obs, Any]):
     """One step, one number: the reward is 1 - |action - obs|. Optimal return 0.9 and more within a
     minute.
@@ -264,7 +273,7 @@ class Picture(Counting):
     def _obs(self) -> Any:
         if self.places:
             return np.arange(np.prod(self.shape)).astype(np.uint8).reshape(self.shape)
-        return np.full(self.shape, 10 * (self.episode + 1) + self.at, dtype=np.uint8)
+        return np.full(self.shape, (10 * (self.episode + 1) + self.at) % 256, dtype=np.uint8)
 
 
 class Coloured(Picture):

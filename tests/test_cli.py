@@ -1,4 +1,6 @@
-"""The command line: help, wrong use, exit codes. Training itself is tested end to end elsewhere."""
+"""The command line: help, versions, what an unbuilt checkout says. Wrong use is in
+test_wrong_use.py, training in test_supervisor.py.
+"""
 
 from __future__ import annotations
 
@@ -51,44 +53,6 @@ def test_train_help_lists_every_setting(capsys):
         for name in names:
             flag = {"trace_seconds": "traceSECONDS"}.get(name, name.replace("_", "-"))
             assert f"--{flag}" in shown
-
-
-@pytest.mark.parametrize(
-    ("words", "code", "says"),
-    [
-        (["fly"], 2, "no verb 'fly'"),
-        (["--no-such-flag", "1"], 2, "no-such-flag"),
-        (["--workres", "1"], 2, "--workers"),
-        (["--sac.discout", "0.9"], 2, "--sac.discount"),
-        (["--seed", "minus"], 2, "seed"),
-        (["--seed", "-1"], 2, "seed = -1"),
-        (["--workers", "100000"], 2, "at most 16 per core"),
-        (["--env", "CartPol-v1"], 2, "did you mean CartPole-v1"),
-        (["--config", "missing.toml"], 2, "no such file"),
-        (["--config"], 2, "a TOML file must follow"),
-        (["--replay.capacity", "1000000000000"], 2, "fits"),
-        (["--sac.discount", "1.5"], 2, "sac.discount = 1.5"),
-        (["eval", "no-such-run"], 2, "no policy there"),
-        (["--trace", "0"], 2, "trace = 0.0"),
-        (["--trace", "5", "--serial"], 2, "serial = True"),
-        (["trace", "--seconds", "31"], 2, "trace = 31.0"),
-        (["trace", "--seconds", "long"], 2, "--seconds 5 works"),
-    ],
-)
-def test_wrong_use_is_explained(tmp_path: Path, words, code, says):
-    out = run(*words, cwd=tmp_path)
-    assert (out.returncode, "Traceback" in out.stderr) == (code, False), out.stderr
-    assert says in out.stderr + out.stdout
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_an_existing_run_folder_is_refused_and_kept(tmp_path: Path):
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.txt").write_text("precious")
-    out = run("--run-dir", "mine", cwd=tmp_path)
-    assert out.returncode == 2
-    assert "run_dir = 'mine' exists" in out.stderr
-    assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
 
 
 def test_an_unbuilt_checkout_says_how_to_build(tmp_path: Path):

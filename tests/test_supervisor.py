@@ -177,13 +177,6 @@ def test_a_bad_value_ends_the_run_and_is_named(own_environments, tmp_path, env, 
         assert word in result.problem
 
 
-def test_an_environment_that_cannot_start_is_named(own_environments, tmp_path):
-    result = go(tmp_path, "own_envs:BreaksAtReset")
-    assert result.exit_reason == "crash"
-    assert "could not start" in result.problem
-    assert "no reset today" in result.problem
-
-
 def test_a_silent_worker_is_killed_and_restarted(own_environments, tmp_path):
     engine = EngineConfig(heartbeat_timeout=2.0, restarts=0)
     result = go(tmp_path, "own_envs:Hangs", total_timesteps=10**6, engine=engine)

@@ -10,10 +10,9 @@ from typing import Any
 from fdql.budget import Ledger
 from fdql.children import Child
 from fdql.config import Config
-from fdql.envs import describe, make_env
 from fdql.machine import allowed_cores, check_memory, resolve
+from fdql.probe import probe
 from fdql.proc.memory import FINISH, RECORD_INFERENCE, RECORD_TRAINER, RunMemory, RunPlan
-from fdql.step_cost import step_cost_us
 
 START_SECONDS = 600.0  # the first start compiles the kernels
 LEAVE_SECONDS = 30.0
@@ -25,11 +24,7 @@ class ChildFailed(RuntimeError):
 
 def plan_of(config: Config, run_dir: str) -> RunPlan:
     """A run's plan, resolved for this machine as the product does it."""
-    probe = make_env(config.env)
-    try:
-        env, step_us = describe(config.env, probe), step_cost_us(probe, config.seed)
-    finally:
-        probe.close()
+    env, step_us = probe(config)
     config = resolve(config, cores=allowed_cores(), step_us=step_us, env=env)
     config, _ = check_memory(config, env)
     return RunPlan(config=config, env=env, run_dir=run_dir)

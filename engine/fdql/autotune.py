@@ -21,10 +21,9 @@ from rich.table import Table
 from fdql import __version__
 from fdql.config import Config, ConfigError
 from fdql.config_file import to_dict
-from fdql.envs import describe, make_env
 from fdql.machine import allowed_cores, resolve
+from fdql.probe import probe
 from fdql.search import Search, Setting, changed, gain, open_keys, shown
-from fdql.step_cost import step_cost_us
 from fdql.stop_request import StopRequest
 from fdql.trial import Measurement, TooSlowError, timed_run
 
@@ -152,11 +151,7 @@ def autotune(config: Config, *, seconds: float, out: Path, force: bool) -> Setti
     check(config, seconds, out, force)
     console = Console(highlight=False, soft_wrap=True)
     cores = allowed_cores()
-    probe = make_env(config.env)
-    try:
-        env, step_us = describe(config.env, probe), step_cost_us(probe, config.seed)
-    finally:
-        probe.close()
+    env, step_us = probe(config)
     resolved = resolve(config, cores=cores, step_us=step_us, env=env)
     window = min(LONGEST_S, max(SHORTEST_S, seconds / WINDOWS))
     console.print(

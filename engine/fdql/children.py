@@ -7,21 +7,29 @@ behind.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import sysconfig
-import tempfile
+import time
 from collections import deque
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
+from fdql.apart import Lines
+from fdql.kernel_cache import cache_folder
+from fdql.proc.child import EXIT_LINE_LOST
+from fdql.profile import Stage
 from fdql.shm.guard import pidfd_open
 
-OUTPUT_LINES = 60  # of a child's output kept for the message when it dies
+OUTPUT_LINES, SHOWN = 60, 500  # of a child's output kept for when it dies, characters of each
+_NATIVE = ", a fault in native code: log.txt says where it was"
+_ADVICE = {
+    "SIGKILL": "; if nobody killed it, the memory ran out: fewer workers or environments need less",
+    **dict.fromkeys(("SIGABRT", "SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL"), _NATIVE),
+}
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -33,17 +41,8 @@ def child_environment(kernel_threads: int) -> dict[str, str]:
     env["NUMBA_NUM_THREADS"] = str(kernel_threads)
     env["PYTHONUNBUFFERED"] = "1"
     env["PYTHONPATH"] = os.pathsep.join(_import_path())
-    package = Path(__file__).parent
-    if "NUMBA_CACHE_DIR" not in env and not os.access(package, os.W_OK):
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        for folder in (home / "fdql", Path(tempfile.gettempdir()) / f"fdql-{os.getuid()}"):
-            try:
-                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            except OSError:
-                continue
-            if os.access(folder, os.W_OK) and folder.stat().st_uid == os.getuid():
-                env["NUMBA_CACHE_DIR"] = str(folder)
-                break
+    if "NUMBA_CACHE_DIR" not in env and (folder := cache_folder()) is not None:
+        env["NUMBA_CACHE_DIR"] = str(folder)
     return env
 
 
@@ -72,8 +71,9 @@ class Child:
         self.role, self.incarnation = role, incarnation
         self.ready = False
         self.error: str | None = None  # its own one-line account, when it sent one
+        self.ready_at = 0.0  # time.monotonic of that
         self.output: deque[str] = deque(maxlen=OUTPUT_LINES)
-        self._lines: dict[int, bytes] = {}
+        self.printed = 0  # bytes, of this process
         events_r, events_w = os.pipe()
         output_r, output_w = os.pipe()
         try:
@@ -102,37 +102,25 @@ class Child:
         finally:
             os.close(events_w)
             os.close(output_w)
-        self.events_fd, self.output_fd = events_r, output_r
-        for pipe in (events_r, output_r):
-            os.set_blocking(pipe, False)
-        self.pidfd = pidfd_open(self.process.pid)
+        self.events, self.prints = Lines(events_r), Lines(output_r)
+        self.pidfd: int | None = None
+        with contextlib.suppress(OSError):  # a kernel or a container without: `exited` asks then
+            self.pidfd = pidfd_open(self.process.pid)
 
     def descriptors(self) -> list[int]:
-        """What becomes readable when the child speaks or dies."""
-        return [self.pidfd, self.events_fd, self.output_fd]
-
-    def _read(self, fd: int) -> Iterator[str]:
-        while True:
-            try:
-                data = os.read(fd, 65536)
-            except BlockingIOError:
-                return
-            if not data:
-                return
-            *lines, rest = (self._lines.get(fd, b"") + data).split(b"\n")
-            self._lines[fd] = rest[-65536:]  # a line without end must not eat the memory
-            for line in lines:
-                yield line.decode("utf-8", "replace")
+        """What becomes readable when the child speaks or dies: wait on these, at most 100 ms."""
+        pipes = [lines.fd for lines in (self.events, self.prints) if not lines.ended]
+        return pipes if self.pidfd is None else [self.pidfd, *pipes]
 
     def read_events(self) -> list[dict[str, Any]]:
         """Events sent since the last call. A line that is none is passed over (only our code writes
         here).
         """
         events = []
-        for line in self._read(self.events_fd):
+        for line in self.events.read():
             event = json.loads(line)
             if event["event"] == "ready":
-                self.ready = True
+                self.ready, self.ready_at = True, time.monotonic()
             elif event["event"] == "error":
                 self.error = event["message"]
             events.append(event)
@@ -140,29 +128,54 @@ class Child:
 
     def read_output(self) -> list[str]:
         """Lines printed since the last call; the last OUTPUT_LINES are kept in `output`."""
-        lines = list(self._read(self.output_fd))
-        self.output.extend(lines)
+        lines = self.prints.read()
+        self.output.extend(line[:SHOWN] for line in lines)
+        self.printed += sum(len(line) for line in lines)
         return lines
 
     def exited(self) -> bool:
-        """True once the process is gone and reaped. Read its pipes after this once more."""
-        return self.process.poll() is not None
+        """True once the process is gone and reaped, and with it whatever it had started. Read its
+        pipes after this once more.
+        """
+        if self.process.returncode is None:
+            options = os.WEXITED | os.WNOHANG | os.WNOWAIT
+            if os.waitid(os.P_PID, self.process.pid, options) is None:
+                return False
+            self._kill_group()
+            self.process.wait()
+        return True
+
+    def _kill_group(self) -> None:
+        """Before it is reaped: until then nobody else can have its number, or its group."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
 
     def kill(self) -> None:
-        """SIGKILL, if it still lives."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGKILL)
+        """SIGKILL to it and to what it started, if it still lives."""
+        if not self.exited():
+            self._kill_group()
 
-    def account(self) -> str:
-        """How it ended, in one line."""
+    def account(self, stage: int | None = None) -> str:
+        """How it ended, in one line: what it said itself, or what the system says, in which `stage`
+        of its last sign of life, and what to do.
+        """
         code = self.process.returncode
         if self.error:
             return self.error
+        where = "" if stage is None else f" in stage {Stage(stage).name.lower()}"
+        if code == EXIT_LINE_LOST:
+            return f"lost its line to the supervisor{where}: something closed its descriptors"
         if code is not None and code < 0:
-            return f"killed by {signal.Signals(-code).name}"
-        return f"exited with code {code} without being told to"
+            name = signal.Signals(-code).name
+            return f"killed by {name}{where}{_ADVICE.get(name, '')}"
+        words = f"; it printed last: {self.output[-1]}" if self.output else ""
+        return f"exited with code {code} without being told to{where}{words}"
 
     def close(self) -> None:
-        """Close the descriptors of a reaped child."""
-        for fd in self.descriptors():
-            os.close(fd)
+        """Close the descriptors of a reaped child; what was printed last without a line's end is
+        kept.
+        """
+        self.output.extend(line[:SHOWN] for line in self.prints.last())
+        self.events.last()
+        if self.pidfd is not None:
+            os.close(self.pidfd)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from fdql.config import ConfigError
+from fdql.config import BadValueError, ConfigError
 
 # Verb -> its lines of the usage; fdql.commands.<verb> has the rest.
 VERBS = {
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ImportError as error:
         print(f"fdql: {_unbuilt(error)}", file=sys.stderr)
         return 1
-    except (MemoryError, OSError, RuntimeError) as error:
+    except (BadValueError, MemoryError, OSError, RuntimeError) as error:
         print(f"fdql: {type(error).__name__}: {error}", file=sys.stderr)
         return 1
 

@@ -6,21 +6,28 @@ Imports nothing of fdql and nothing heavy, so that `fdql --help` is quick.
 
 from __future__ import annotations
 
+import functools
 import math
-from dataclasses import dataclass, field
-from typing import Any, Literal
+import os
+from dataclasses import dataclass, field, fields
+from numbers import Integral, Real
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 LONGEST_TRACE = 30.0  # seconds
+MOST_STEPS = 10**12  # of a run: counters of steps times a ratio must fit 64 bits
 
 
-class ConfigError(ValueError):
+class ConfigError(Exception):
     """A setting that cannot work. The message names the setting, its value, the rule and a value
     that works.
+
+    No ValueError: tyro takes one that a constructor raises for its own and frames it.
     """
 
 
 class BadValueError(ValueError):
-    """A number that is NaN or infinite, stopped at the door: an observation, a reward, a gradient.
+    """What training cannot use, stopped at the door: NaN or infinity in an observation, a reward or
+    a gradient, an observation of another shape or dtype than its space says.
 
     The run ends; starting the process again would not help.
     """
@@ -29,6 +36,49 @@ class BadValueError(ValueError):
 def _require(ok: bool, key: str, value: object, rule: str, works: object) -> None:
     if not ok:
         raise ConfigError(f"{key} = {value!r}: {rule}; {works!r} works")
+
+
+@functools.cache
+def _hints(kind: type[Any]) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+def _check_types(config: Any, prefix: str = "") -> None:
+    """Raises ConfigError for a field of another type than its annotation's. Numbers of NumPy and
+    paths become plain ones, integers where a float is asked for become floats.
+    """
+    kind: Any = type(config)
+    for f in fields(config):
+        value, hint = getattr(config, f.name), _hints(kind)[f.name]
+        options = (hint,) if get_origin(hint) is Literal else get_args(hint) or (hint,)
+        for option in options:
+            fits, plain = _as(value, option)
+            if fits:
+                object.__setattr__(config, f.name, plain)
+                break
+        else:
+            table: Any = f.default_factory
+            works = f"{table.__name__}()" if isinstance(table, type) else repr(f.default)
+            names = " or ".join(_option_name(o) for o in options if o is not type(None))
+            raise ConfigError(f"{prefix}{f.name} = {value!r}: must be {names}; {works} works")
+
+
+def _as(value: Any, option: Any) -> tuple[bool, Any]:
+    """Whether `value` is one of `option`, a type or a Literal, and the plain value."""
+    if get_origin(option) is Literal:
+        return isinstance(value, str) and value in get_args(option), value
+    if option is float and isinstance(value, Real) and not isinstance(value, bool):
+        return True, float(value)
+    if option is int and isinstance(value, Integral) and not isinstance(value, bool):
+        return True, int(value)
+    if option is str and isinstance(value, os.PathLike):
+        return True, os.fspath(value)
+    return isinstance(value, option) and (option is bool or not isinstance(value, bool)), value
+
+
+def _option_name(option: Any) -> str:
+    words = get_args(option)
+    return " or ".join(repr(w) for w in words) if words else str(option.__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,6 +165,7 @@ class SacConfig:
         return float(discrete) if self.pessimism is None else self.pessimism
 
     def __post_init__(self) -> None:
+        _check_types(self, "sac.")
         _require(0 <= self.discount < 1, "sac.discount", self.discount, "must be in [0, 1)", 0.99)
         _require(
             0 < self.target_rate <= 1,
@@ -151,7 +202,13 @@ class SacConfig:
             f"must be at least 0 and below sac.quantiles ({self.quantiles})",
             min(2, self.quantiles - 1),
         )
-        _require(self.batch_size >= 1, "sac.batch_size", self.batch_size, "must be at least 1", 256)
+        _require(
+            1 <= self.batch_size <= 65_536,
+            "sac.batch_size",
+            self.batch_size,
+            "must be in 1..65536",
+            256,
+        )
         for key in ("critic_width", "actor_width"):
             value = getattr(self, key)
             _require(8 <= value <= 4096, f"sac.{key}", value, "must be in 8..4096", 128)
@@ -179,13 +236,13 @@ class SacConfig:
                 0 < value < math.inf, f"sac.{key}", value, "must be positive and finite", default
             )
         _require(
-            self.weight_decay >= 0,
+            0 <= self.weight_decay < math.inf,
             "sac.weight_decay",
             self.weight_decay,
-            "must be at least 0",
+            "must be at least 0 and finite",
             1e-4,
         )
-        _require(self.bins >= 3, "sac.bins", self.bins, "must be at least 3", 101)
+        _require(3 <= self.bins <= 4096, "sac.bins", self.bins, "must be in 3..4096", 101)
         _require(
             0 < self.target_epsilon < 1,
             "sac.target_epsilon",
@@ -213,6 +270,7 @@ class ReplayConfig:
     """Batches kept ready for the update."""
 
     def __post_init__(self) -> None:
+        _check_types(self, "replay.")
         if self.capacity is not None:
             _require(
                 self.capacity >= 1024,
@@ -266,11 +324,12 @@ class ExploreConfig:
     """... and this of all others' continuous actions; 1: their noise is white."""
 
     def __post_init__(self) -> None:
+        _check_types(self, "explore.")
         _require(
-            self.warmup_steps >= 1,
+            1 <= self.warmup_steps <= MOST_STEPS,
             "explore.warmup_steps",
             self.warmup_steps,
-            "must be at least 1",
+            f"must be in 1..{MOST_STEPS}",
             1000,
         )
         for key in ("explorer_share", "explorer_epsilon"):
@@ -326,9 +385,14 @@ class EngineConfig:
     restart_window: float = 600.0
     """Seconds."""
     heartbeat_timeout: float = 120.0
-    """Seconds without a sign of life after which a process is killed."""
+    """Seconds without a sign of life after which a process that was ready is killed."""
+    start_timeout: float = 600.0
+    """Seconds that making, resetting or stepping an environment may take before the run, and a
+    process from one sign of life to the next before it is ready.
+    """
 
     def __post_init__(self) -> None:
+        _check_types(self, "engine.")
         _require(1 <= self.groups <= 8, "engine.groups", self.groups, "must be in 1..8", 2)
         _require(
             16 <= self.chunk_rows <= 4096,
@@ -388,10 +452,10 @@ class EngineConfig:
             50.0,
         )
         _require(
-            self.ahead_updates >= 1,
+            1 <= self.ahead_updates <= 1_000_000,
             "engine.ahead_updates",
             self.ahead_updates,
-            "must be at least 1",
+            "must be in 1..1000000",
             16,
         )
         _require(self.restarts >= 0, "engine.restarts", self.restarts, "must be at least 0", 5)
@@ -408,6 +472,13 @@ class EngineConfig:
             self.heartbeat_timeout,
             "must be at least 1",
             120.0,
+        )
+        _require(
+            self.start_timeout >= 1,
+            "engine.start_timeout",
+            self.start_timeout,
+            "must be at least 1",
+            600.0,
         )
 
 
@@ -429,6 +500,7 @@ class EvalConfig:
     """Steps after which an evaluation episode that does not end is cut."""
 
     def __post_init__(self) -> None:
+        _check_types(self, "eval.")
         if self.episodes is not None:
             _require(
                 1 <= self.episodes <= 10_000,
@@ -514,24 +586,25 @@ class Config:
         return 32.0 if self.ratio is None else self.ratio
 
     def __post_init__(self) -> None:
+        _check_types(self)
         _require(bool(self.env.strip()), "env", self.env, "must name an environment", "CartPole-v1")
         _require(0 <= self.seed < 2**63, "seed", self.seed, "must be in 0..2**63-1", 0)
         _require(
-            self.total_timesteps >= 1,
+            1 <= self.total_timesteps <= MOST_STEPS,
             "total_timesteps",
             self.total_timesteps,
-            "must be at least 1",
+            f"must be in 1..{MOST_STEPS}",
             1_000_000,
         )
         if self.ratio is not None and self.ratio != "free":
             _require(
-                isinstance(self.ratio, float | int) and 0 < self.ratio <= 4096,
+                0 < self.ratio <= 4096,
                 "ratio",
                 self.ratio,
                 "must be in (0, 4096] or 'free'",
                 32.0,
             )
-        if isinstance(self.stop_at_return, float | int):
+        if isinstance(self.stop_at_return, float):
             _require(
                 math.isfinite(self.stop_at_return),
                 "stop_at_return",
@@ -582,6 +655,9 @@ class Config:
             "must be in 0..1000",
             2,
         )
+        if self.run_dir is not None:
+            named = bool(self.run_dir.strip()) and "\0" not in self.run_dir
+            _require(named, "run_dir", self.run_dir, "must name a folder", "runs/mine")
         if self.trace_seconds is not None:
             _require(
                 0 < self.trace_seconds <= LONGEST_TRACE,

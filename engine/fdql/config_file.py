@@ -6,8 +6,7 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-import typing
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -29,40 +28,38 @@ def from_dict(values: dict[str, Any], *, kind: type[Any] = Config, prefix: str =
     type.
     """
     hints = get_type_hints(kind)
-    known = {f.name for f in fields(kind)}
     out: dict[str, Any] = {}
     for key, value in values.items():
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = (
-                f"did you mean {prefix}{near[0]}?" if near else f"known: {', '.join(sorted(known))}"
+        if key not in hints:
+            raise ConfigError(
+                f"{prefix}{key} = {value!r}: there is no such setting; {_nearest(prefix + key)}"
             )
-            raise ConfigError(f"{prefix}{key} = {value!r}: there is no such setting; {hint}")
-        hint_type = hints[key]
-        if is_dataclass(hint_type) and isinstance(hint_type, type):
+        hint = hints[key]
+        if is_dataclass(hint) and isinstance(hint, type):
             if not isinstance(value, dict):
                 raise ConfigError(f"{prefix}{key} = {value!r}: must be a table, [{prefix}{key}]")
-            out[key] = from_dict(value, kind=hint_type, prefix=f"{prefix}{key}.")
+            out[key] = from_dict(value, kind=hint, prefix=f"{prefix}{key}.")
         else:
-            out[key] = _checked(value, hint_type, f"{prefix}{key}")
+            out[key] = value  # its type is looked at by the constructor
     return kind(**out)
 
 
-def _checked(value: Any, hint: Any, key: str) -> Any:
-    """`value` if it fits the annotation (int passes for float, bool never for int)."""
-    options = typing.get_args(hint) if typing.get_origin(hint) is not typing.Literal else (hint,)
-    for option in options or (hint,):
-        if typing.get_origin(option) is typing.Literal:
-            if value in typing.get_args(option):
-                return value
-        elif option is float and isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
-        elif isinstance(option, type) and type(value) is option:
-            return value
-    wanted = " or ".join(
-        str(getattr(o, "__name__", o)) for o in (options or (hint,)) if o is not type(None)
-    )
-    raise ConfigError(f"{key} = {value!r}: must be {wanted}")
+def _names(kind: type[Any] = Config, prefix: str = "") -> list[str]:
+    """Full names of all settings."""
+    names = []
+    for key, hint in get_type_hints(kind).items():
+        nested = is_dataclass(hint) and isinstance(hint, type)
+        names += _names(hint, f"{prefix}{key}.") if nested else [prefix + key]
+    return names
+
+
+def _nearest(wrong: str) -> str:
+    """The settings that may have been meant, by the whole name, then by its last word."""
+    names = _names()
+    by_last = {name.rpartition(".")[2]: name for name in names}
+    near = difflib.get_close_matches(wrong, names, n=1, cutoff=0.8)
+    near += [by_last[w] for w in difflib.get_close_matches(wrong.rpartition(".")[2], by_last, n=1)]
+    return f"did you mean {near[0]}?" if near else "fdql train --help lists all"
 
 
 def load_toml(path: Path) -> Config:

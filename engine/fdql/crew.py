@@ -15,12 +15,13 @@ from collections.abc import Callable
 from fdql.children import Child
 from fdql.proc.child import EXIT_BAD_VALUE, EXIT_CORRUPT
 from fdql.proc.memory import READER_EVALUATOR, RunMemory
+from fdql.profile import Stage
 from fdql.report import Report
-from fdql.shm.records import now_ns
+from fdql.shm.records import Record, now_ns
 from fdql.stop_request import StopRequest
 
 POLL_MS = 100  # longest sleep of the supervisor
-START_SECONDS = 600.0  # a process must be ready by then; the first start compiles the kernels
+MOST_PRINTED = 4 << 20  # bytes of a process's output that go into log.txt
 
 
 class Crew:
@@ -42,7 +43,6 @@ class Crew:
         self.children: dict[str, Child] = {}
         self.started: dict[str, float] = {}
         self.deaths: dict[str, deque[float]] = {}
-        self.poll = select.poll()
         self.leaving = False
         self.problem: str | None = None
 
@@ -67,12 +67,14 @@ class Crew:
         )
         self.children[role] = child
         self.started[role] = time.monotonic()
-        for fd in child.descriptors():
-            self.poll.register(fd, select.POLLIN)
 
     def pump(self) -> None:
         """Sleep until a child speaks or dies, at most POLL_MS; take in what there is."""
-        self.poll.poll(POLL_MS)
+        watched = [fd for child in self.children.values() for fd in child.descriptors()]
+        poll = select.poll()  # no limit to the number of a descriptor, unlike select
+        for fd in watched:
+            poll.register(fd, select.POLLIN)
+        poll.poll(POLL_MS)
         for role, child in list(self.children.items()):
             gone = child.exited()  # before its pipes are read: nothing it said is missed
             self._listen(child)
@@ -84,22 +86,26 @@ class Crew:
                     self._left_badly(role, child)
 
     def _listen(self, child: Child) -> None:
+        before = child.printed
         for line in child.read_output():
-            self.folder.log(f"[{child.role}] {line}")
+            if child.printed < MOST_PRINTED:
+                self.folder.log(f"[{child.role}] {line}")
+        if before < MOST_PRINTED <= child.printed:
+            most = f"{MOST_PRINTED >> 20} MiB"
+            self.folder.log(f"[{child.role}] printed {most}; no more of it is kept here")
         for event in child.read_events():
             if event["event"] == "error":
                 self.folder.log(f"[{child.role}] {event['message']}")
             self.report.event(event)
 
     def _forget(self, role: str, child: Child) -> None:
-        for fd in child.descriptors():
-            self.poll.unregister(fd)
         child.close()
         del self.children[role]
 
     def _died(self, role: str, child: Child) -> None:
         """A child ended without being told to: restart it, or end the run and say why."""
-        code, account = child.process.returncode, child.account()
+        code = child.process.returncode
+        account = child.account(self._stage(role) if child.ready else None)
         self.folder.log(f"[{role}] ended: {account}")
         if child.output:
             self.board.problem("\n".join(f"[{role}] {line}" for line in child.output))
@@ -141,17 +147,28 @@ class Crew:
 
     def check_silence(self) -> None:
         """Kill what gave no sign of life for too long; its death is then noticed like any other."""
-        limit, roles = self.plan.config.engine.heartbeat_timeout, self.plan.roles
+        engine = self.plan.config.engine
         for role, child in self.children.items():
-            if child.ready:
-                age = (now_ns() - self.memory.record(roles.index(role)).heartbeat_ns) / 1e9
-                if age > limit and time.monotonic() - self.started[role] > limit:
-                    setting = f"engine.heartbeat_timeout = {limit:g}"
-                    child.error = f"no sign of life for {age:.0f} s ({setting}), killed"
-                    child.kill()
-            elif time.monotonic() - self.started[role] > START_SECONDS:
-                child.error = f"not ready {START_SECONDS:.0f} s after its start, killed"
+            # What its predecessor left in the record is older than its own start.
+            since = child.ready_at if child.ready else self.started[role]
+            sign = self._record(role).heartbeat_ns
+            age = min(time.monotonic() - since, (now_ns() - sign) / 1e9)
+            name = "heartbeat_timeout" if child.ready else "start_timeout"
+            limit = float(getattr(engine, name))
+            if age > limit:
+                stage = Stage(self._stage(role)).name.lower() if child.ready else "its start"
+                child.error = (
+                    f"no sign of life for {age:.0f} s in {stage} (engine.{name} = {limit:g}), "
+                    "killed; a larger one waits longer"
+                )
                 child.kill()
+
+    def _record(self, role: str) -> Record:
+        return self.memory.record(self.plan.roles.index(role))
+
+    def _stage(self, role: str) -> int:
+        """Stage of its last sign of life."""
+        return self._record(role).stage
 
     def wait_for(self, roles: list[str], seconds: float, stop: StopRequest) -> None:
         """Until these are gone; who still lives after `seconds`, or is asked twice, is killed."""

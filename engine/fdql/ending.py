@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,7 @@ def conclude(report: Report, exit_reason: str, problem: str | None) -> RunResult
         folder.log(fault)
         board.problem(fault)
         problem = problem or fault
+    problem = problem or report.problem or folder.failed
     summary = report.summary(exit_reason, problem, account)
     result = RunResult(folder.path, exit_reason, problem, summary)
     board.close()
@@ -61,6 +62,9 @@ def conclude(report: Report, exit_reason: str, problem: str | None) -> RunResult
     folder.metrics(report.row())
     folder.summary(summary)
     folder.close(result.exit_code)
+    if problem is None and folder.failed is not None:  # only now
+        board.problem(folder.failed)
+        result = replace(result, problem=folder.failed)
     first = report.first_time_at_stop_return
     solved = f", {report.threshold:g} reached after {first['seconds']:.1f} s" if first else ""
     board.note(

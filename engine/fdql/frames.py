@@ -7,6 +7,7 @@ here, so that all three see the same numbers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -59,20 +60,30 @@ def row_function(obs_shape: tuple[int, ...], image: tuple[int, int, int] | None)
     """The function from one observation to its row (obs_dim,): a vector's numbers as float32, an
     image's as uint8, channel by channel. The row may share the observation's memory.
 
-    That of images raises BadValueError when an observation is not uint8.
+    It raises BadValueError, with an end of "the environment returned ...", when an observation is
+    no numbers, too many or too few, or an image of another shape or not of uint8.
     """
     if image is None:
         asarray, dtype = np.asarray, np.float32  # names of its own: every vector step comes by
-        return lambda obs: asarray(obs, dtype).reshape(-1)
+        obs_dim = math.prod(obs_shape)
+
+        def vector(obs: Any) -> NDArray[Any]:
+            try:
+                return asarray(obs, dtype).reshape(obs_dim)
+            except (TypeError, ValueError) as error:
+                shape = getattr(obs, "shape", None)
+                what = f"an observation of shape {shape}" if shape is not None else repr(obs)[:80]
+                raise BadValueError(f"{what} where its space says {obs_shape} ({error})") from None
+
+        return vector
     last = channels_last(obs_shape, image)
 
     def row(obs: Any) -> NDArray[Any]:
         frame = np.asarray(obs)
         if frame.dtype != np.uint8:  # 0..1 as floats would become black without a word
-            raise BadValueError(
-                f"the environment returned an image of {frame.dtype}; its observation space says "
-                "uint8"
-            )
+            raise BadValueError(f"an image of {frame.dtype}; its observation space says uint8")
+        if frame.shape != obs_shape:
+            raise BadValueError(f"an image of shape {frame.shape} where its space says {obs_shape}")
         return (frame.transpose(2, 0, 1) if last else frame).reshape(-1)
 
     return row

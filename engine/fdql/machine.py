@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from dataclasses import replace
 from typing import Literal
 
@@ -18,6 +19,8 @@ from fdql.envs import EnvSpec
 from fdql.proc.memory import RunPlan
 from fdql.replay.size import default_capacity, nbytes_for, row_nbytes
 
+# Descriptors of the supervisor: its own and a start's short-lived ones; a pidfd and two pipes.
+DESCRIPTORS, DESCRIPTORS_PER_PROCESS = 32, 3
 USABLE = 0.8  # share of the available memory that the replay may take
 WORKERS_PER_CORE = 16  # more only take turns; the rule is there to catch typing errors
 ENVIRONMENTS = 8  # of a run, by default: what the learner's settings were chosen with
@@ -131,6 +134,30 @@ def _for_environment(config: Config, env: EnvSpec | None, pixels: bool) -> Confi
     if env is not None and sac.head == "hl_gauss":
         pessimism = sac.pessimism_for(env.discrete)
     return replace(config, ratio=ratio, sac=replace(sac, learning_rate=rate, pessimism=pessimism))
+
+
+def check_descriptors(config: Config) -> None:
+    """Raise the limit of open descriptors to what a run needs, as far as it may be raised.
+
+    Raises ConfigError when that is not enough.
+    """
+    if sys.platform == "win32" or config.serial:
+        return
+    import resource
+
+    assert config.workers is not None
+    needed = DESCRIPTORS + DESCRIPTORS_PER_PROCESS * (config.workers + 3)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        most = (hard - DESCRIPTORS) // DESCRIPTORS_PER_PROCESS - 3
+        works = f"workers = {most} works" if most >= 1 else "--serial or a higher limit works"
+        raise ConfigError(
+            f"workers = {config.workers}: a run with them needs {needed} descriptors, and this "
+            f"process may open {hard} (ulimit -n); {works}"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def available_memory() -> int:

@@ -65,6 +65,7 @@ class Report:
         self.began = process_start() if plan.began is None else plan.began
         self.listeners: list[Callable[[dict[str, Any]], None]] = []  # told of every evaluation
         self.restarts = 0
+        self.problem: str | None = None  # what was told first
         self.returns: deque[float] = deque(maxlen=EPISODES_AVERAGED)
         self.lengths: deque[int] = deque(maxlen=EPISODES_AVERAGED)
         self.learner: dict[str, float] = {}
@@ -105,13 +106,20 @@ class Report:
             self.evaluation = {k: v for k, v in event.items() if k != "event"}
             self._evaluated()
         elif kind == "warning":
-            self.say(event["message"])
+            self.tell(event["message"])
         elif kind == "checkpoint":
             self.folder.log(f"checkpoint {event['name']} written in {event['seconds']:.2f} s")
         elif kind == "checkpoint_failed":
             line = f"a checkpoint could not be written, the one before stays: {event['message']}"
             self.folder.log(line)
             self.board.problem(line)
+
+    def tell(self, problem: str) -> None:
+        """Something could not be done and the run goes on: told once, kept for its end."""
+        self.folder.log(problem)
+        if self.problem is None:
+            self.problem = problem
+            self.board.problem(problem)
 
     def say(self, line: str) -> None:
         """A line for the board and the log."""
@@ -237,6 +245,8 @@ class Report:
         if not self.plan.config.serial:  # nothing in a lockstep run's files depends on time
             row |= metrics(recent) | {"budget/limited_by": verdict.limit}
         self.folder.metrics(row)
+        if self.folder.failed is not None:
+            self.tell(self.folder.failed)
         self.board.show(row, recent, verdict.sentence, self.meter.look(row["time/fps"]))
 
     def show(self) -> None:

@@ -4,16 +4,19 @@ overwrites one.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
+import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Protocol
 
 import tomli_w
 
+from fdql.appended import Appended
 from fdql.checkpoint import write_bytes, write_json
 from fdql.config import Config, ConfigError
 from fdql.config_file import to_dict
@@ -70,7 +73,11 @@ def parent_of_runs(env: str) -> Path:
     return Path("runs") / env.replace("/", "-").replace(":", "-")
 
 
-def _locked(file: TextIO) -> bool:
+class _Opened(Protocol):
+    def fileno(self) -> int: ...
+
+
+def _locked(file: _Opened) -> bool:
     """One process at a time writes a run: False when another does. The lock goes with the process,
     however it ends.
     """
@@ -99,6 +106,7 @@ def is_written(run_dir: Path) -> bool:
 class RunFolder:
     """Creates the folder; one writer, the supervisor (or serial mode).
 
+    failed    what could not be written since, one sentence; None: everything was
     rows      rows of metrics written so far
     last_row  of a run that goes on: its newest row that is kept
     """
@@ -109,11 +117,29 @@ class RunFolder:
         """
         self._trackers = Trackers(config)  # a missing extra is said before anything is written
         self.rows, self.last_row = 0, dict[str, Any]()
-        path = self._create(config) if kept is None else Path(str(config.run_dir))
-        self.path = path
-        self._log: TextIO = (path / "log.txt").open("a", encoding="utf-8", buffering=1)
+        self.failed: str | None = None
+        self._files: list[Appended] = []
+        self.path = self._create(config) if kept is None else Path(str(config.run_dir))
+        try:
+            self._open(config, kept)
+        except OSError as error:
+            self._close_files()
+            if kept is None:
+                shutil.rmtree(self.path, ignore_errors=True)
+            raise ConfigError(
+                f"run_dir = {str(self.path)!r}: cannot be written ({error.strerror}); a folder on "
+                "another disk works: --run-dir"
+            ) from None
+
+    def _appended(self, name: str, *, fresh: bool = False) -> Appended:
+        self._files.append(Appended(self.path / name, fresh=fresh))
+        return self._files[-1]
+
+    def _open(self, config: Config, kept: Callable[[int, dict[str, Any]], bool] | None) -> None:
+        path = self.path
+        self._log = self._appended("log.txt")
         if not _locked(self._log):
-            self._log.close()
+            self._close_files()
             raise ConfigError(
                 f"run_dir = {str(path)!r}: a process is still writing it; wait for its end"
             )
@@ -124,11 +150,9 @@ class RunFolder:
         write_bytes(path / "config.toml", tomli_w.dumps(shown).encode())
         lines = "".join(json.dumps(row) + "\n" for row in old)
         write_bytes(path / "metrics.jsonl", lines.encode())
-        self._metrics: TextIO = (path / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
-        self._progress: TextIO = (path / "progress.csv").open(
-            "w", encoding="utf-8", buffering=1, newline=""
-        )
-        self._csv = csv.DictWriter(self._progress, COLUMNS, extrasaction="ignore")
+        self._metrics = self._appended("metrics.jsonl")
+        progress = self._appended("progress.csv", fresh=True)
+        self._csv = csv.DictWriter(progress, COLUMNS, extrasaction="ignore")
         self._csv.writeheader()
         self._csv.writerows(old)
         self.rows = len(old)
@@ -182,9 +206,21 @@ class RunFolder:
     def metrics(self, row: dict[str, Any]) -> None:
         """Append a row to metrics.jsonl (all keys), progress.csv (COLUMNS) and to the trackers."""
         self.rows += 1
-        self._metrics.write(json.dumps(row) + "\n")
-        self._csv.writerow(row)
+        with self._noted():
+            self._metrics.write(json.dumps(row) + "\n")
+            self._csv.writerow(row)
         self._say(self._trackers.row(row))
+
+    @contextlib.contextmanager
+    def _noted(self) -> Iterator[None]:
+        """A disk that is full costs what was to be written, not the run."""
+        try:
+            yield
+        except OSError as error:
+            self.failed = self.failed or (
+                f"the run folder {self.path} cannot be written ({error.strerror}); rows, log lines "
+                "and files are missing from here on"
+            )
 
     def _say(self, problems: list[str]) -> None:
         for problem in problems:
@@ -193,22 +229,25 @@ class RunFolder:
 
     def log(self, line: str) -> None:
         """Append a line to log.txt."""
-        self._log.write(f"{time.strftime('%H:%M:%S')} {line.rstrip()}\n")
+        with self._noted():
+            self._log.write(f"{time.strftime('%H:%M:%S')} {line.rstrip()}\n")
 
     def summary(self, values: dict[str, Any]) -> None:
         """Write summary.json, atomically."""
-        write_json(self.path / "summary.json", {"format": SUMMARY_FORMAT} | values)
+        with self._noted():
+            write_json(self.path / "summary.json", {"format": SUMMARY_FORMAT} | values)
 
     def close(self, exit_code: int = 0) -> None:
         """Close the trackers, which are told how the run ended, and the files."""
         self._say(self._trackers.close(exit_code))
-        for file in (self._metrics, self._progress, self._log):
+        self._close_files()
+
+    def _close_files(self) -> None:
+        for file in self._files:
             file.close()
 
     def discard(self) -> None:
         """Remove the folder of a run that took no step, and the parents it was alone in."""
-        import shutil
-
         self.close()
         shutil.rmtree(self.path, ignore_errors=True)
         for parent in (self.path.parent, self.path.parent.parent):

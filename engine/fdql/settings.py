@@ -90,6 +90,7 @@ ABOUT = {
     "engine.restarts": ("restarts", "ours"),
     "engine.restart_window": ("seconds", "ours"),
     "engine.heartbeat_timeout": ("seconds", "ours"),
+    "engine.start_timeout": ("seconds", "ours"),
     "eval.episodes": ("episodes", "20; Pendulum 100, for its starts vary; Atari 10 whole games"),
     "eval.every_steps": ("environment steps", "ours"),
     "eval.share": ("share of the wall time", "measured, docs/LOG.md"),

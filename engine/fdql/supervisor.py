@@ -20,14 +20,14 @@ from fdql.clock import monotonic
 from fdql.config import Config, ConfigError
 from fdql.crew import Crew
 from fdql.ending import RunResult, conclude
-from fdql.envs import check_train_call, describe, make_env
-from fdql.machine import allowed_cores, banner, check_memory, resolve
+from fdql.envs import check_train_call
+from fdql.machine import allowed_cores, banner, check_descriptors, check_memory, resolve
+from fdql.probe import probe
 from fdql.proc.memory import FINISH, LAST, STOP, RunMemory, RunPlan
 from fdql.proc.resumed import begin_counters, count_of, keeps_row
 from fdql.profile import Counter
 from fdql.report import Report
 from fdql.run_folder import RunFolder, run_dir_exists
-from fdql.step_cost import step_cost_us
 from fdql.stop_request import StopRequest
 from fdql.trace import TraceRecorder
 
@@ -59,14 +59,10 @@ def train(
     manifest = None if checkpoint is None else read_manifest(checkpoint)
     if manifest is None and config.run_dir is not None and os.path.lexists(config.run_dir):
         raise ConfigError(run_dir_exists(config.run_dir))
-    probe = make_env(config.env)
-    try:
-        env = describe(config.env, probe)
-        step_us = 0.0 if config.serial else step_cost_us(probe, config.seed)
-    finally:
-        probe.close()
+    env, step_us = probe(config, quiet=quiet)
     config = resolve(config, cores=cores, step_us=step_us, env=env)
     config, replay_bytes = check_memory(config, env)
+    check_descriptors(config)
     with StopRequest() as stop:  # from here on Ctrl-C ends in order: there is a folder to clear up
         folder = RunFolder(config, None if manifest is None else partial(keeps_row, manifest))
         plan = RunPlan(
@@ -85,7 +81,13 @@ def train(
             from fdql.serial import train_serial  # brings Numba: no other run waits for it
 
             return train_serial(plan, folder, board, stop, callbacks)
-        return Supervisor(plan, folder, board, stop, callbacks, until_traced).run()
+        try:
+            supervisor = Supervisor(plan, folder, board, stop, callbacks, until_traced)
+        except BaseException:  # no memory for it: nothing was started, nothing new is kept
+            board.close()
+            folder.discard() if checkpoint is None else folder.close(1)
+            raise
+        return supervisor.run()
 
 
 class Supervisor:
@@ -130,11 +132,16 @@ class Supervisor:
                     self.report.show()
             self.report.ledger.close()
             self._leave()
+        except OSError as error:  # the system's limits: processes, descriptors, memory
+            self._end("crash", f"the supervisor could not go on: {error}")
         finally:
             self.crew.kill_all()
         # Nothing runs any more: what tracks and counters say now is final.
         if self.trace is not None:
-            self.trace.finish()
+            try:
+                self.trace.finish()
+            except OSError as error:
+                self.report.tell(f"trace.json could not be written: {error}")
         problem = self.problem or self.crew.problem
         result = conclude(self.report, *self.calls.finish(self.exit_reason, problem))
         self.memory.close()

@@ -5,12 +5,15 @@ The evaluator keeps one for the whole run; a loaded policy plays in one too.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fdql.config import BadValueError
 from fdql.envs import ActionScale, EnvSpec, make_env
 from fdql.frames import FrameStacks
 from fdql.interval import interval_95
@@ -74,7 +77,7 @@ class Arena:
         render_mode: str | None = None,
     ) -> None:  # fmt: skip
         self.episodes, self.longest, self.discount = len(seeds), longest, discount
-        self.seeds, self.atari = seeds, env.atari
+        self.seeds, self.env, self.atari = seeds, env, env.atari
         self.envs = [make_env(env.env, render_mode) for _ in range(min(len(seeds), MOST_ENVS))]
         self.lives = [0] * len(self.envs)  # left in Atari games
         self.ended = 0  # episodes of the evaluation that is played, or was last
@@ -93,6 +96,8 @@ class Arena:
         episode = list(range(n))  # that each environment is playing
         started, self.ended = n, 0
         for i in range(n):
+            if not goes_on():  # asked, and so seen alive, between two that may take long
+                return None
             self._reset(i, i)
         live = list(range(n))
         while live:
@@ -117,8 +122,10 @@ class Arena:
                     if lives < self.lives[i]:
                         weight[e] = 0.0
                     self.lives[i] = lives
+                if not math.isfinite(reward):
+                    raise self._bad(e, int(lengths[e]), f"the reward {reward}")
                 if not (terminated or truncated or lengths[e] >= self.longest):
-                    self.stacks.push(i, self.to_row(step))
+                    self.stacks.push(i, self._row(step, e, int(lengths[e])))
                     continue
                 self.ended += 1
                 if started < self.episodes:
@@ -132,7 +139,24 @@ class Arena:
     def _reset(self, i: int, episode: int) -> None:
         first, info = self.envs[i].reset(seed=self.seeds[episode])
         self.lives[i] = info.get("lives", 0)
-        self.stacks.reset(i, self.to_row(first))
+        self.stacks.reset(i, self._row(first, episode, 0))
+
+    def _row(self, obs: Any, episode: int, step: int) -> NDArray[Any]:
+        """The row of an observation. Raises BadValueError naming what cannot be used."""
+        try:
+            row = self.to_row(obs)
+        except BadValueError as error:
+            raise self._bad(episode, step, str(error)) from None
+        if self.env.image is None and not np.isfinite(row).all():
+            raise self._bad(episode, step, f"the observation {row}")
+        return row
+
+    def _bad(self, episode: int, step: int, what: str) -> BadValueError:
+        return BadValueError(
+            f"environment {self.env.env!r} (episode of an evaluation, seed {self.seeds[episode]}, "
+            f"step {step}) returned {what}: its spaces must say what it returns, and every number "
+            "must be finite in float32; repair it in the environment"
+        )
 
     def close(self) -> None:
         """Close the environments."""

@@ -6,6 +6,8 @@ words...>`
 
 from __future__ import annotations
 
+import contextlib
+import faulthandler
 import signal
 import sys
 import traceback
@@ -17,15 +19,18 @@ EXIT_RAISED = 3  # something raised: the traceback went to stderr
 EXIT_BAD_VALUE = 4  # NaN or inf at a door: a restart would not help
 EXIT_ORPHAN = 5  # the supervisor is gone
 EXIT_CORRUPT = 6  # shared memory does not hold what was written into it
+EXIT_LINE_LOST = 7  # the descriptor of the events is closed, or another file's
 
 
 def run_child(body: Callable[..., int]) -> int:
     """Attach, run `body(memory, events, words)`, and turn what it raises into an exit code."""
     plan_json, segment_fd, events_fd, parent_pid, *words = sys.argv[1:]
     die_with_parent(int(parent_pid))
+    faulthandler.enable()  # where native code gave up, in Python's frames, into log.txt
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C belongs to the supervisor
     from fdql.config import BadValueError
-    from fdql.proc.memory import Events, RunMemory, RunPlan
+    from fdql.proc.events import Events, LineLostError
+    from fdql.proc.memory import RunMemory, RunPlan
     from fdql.shm.audit import CorruptError
 
     events = Events(int(events_fd))
@@ -34,12 +39,19 @@ def run_child(body: Callable[..., int]) -> int:
         return body(memory, events, words)
     except BrokenPipeError:
         return EXIT_ORPHAN
+    except LineLostError:
+        return EXIT_LINE_LOST
     except Exception as error:
-        traceback.print_exc()
+        with contextlib.suppress(OSError):  # standard error may be closed
+            traceback.print_exc()
+        bad_value = isinstance(error, BadValueError)  # then the message says it all
+        name = "" if bad_value else f"{type(error).__name__}: "
         try:
-            events.send("error", message=f"{type(error).__name__}: {error}")
+            events.send("error", message=f"{name}{error}".removesuffix(": "))
         except BrokenPipeError:
             return EXIT_ORPHAN
+        except LineLostError:
+            return EXIT_LINE_LOST
         if isinstance(error, CorruptError):
             return EXIT_CORRUPT
-        return EXIT_BAD_VALUE if isinstance(error, BadValueError) else EXIT_RAISED
+        return EXIT_BAD_VALUE if bad_value else EXIT_RAISED

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,14 @@ class EnvState:
     random: dict[str, Any] | None = None  # before the last reset without a seed (serial mode)
 
 
+@dataclass(slots=True)
+class Finished:
+    """Episodes that ended since the last report: returns and lengths."""
+
+    returns: list[float] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+
+
 def env_seed(seed: int, lane: int, incarnation: int, resumes: int = 0) -> int:
     """Seed of an environment's first reset: own stream per lane of the run, restart and resume."""
     words = [seed, 1, lane, incarnation, *([resumes] if resumes else [])]
@@ -38,6 +46,14 @@ def random_state(env: Env) -> dict[str, Any] | None:
     rng = getattr(env.unwrapped, "_np_random", None)
     state: Any = rng.bit_generator.state if isinstance(rng, np.random.Generator) else None
     return state if state and state["bit_generator"] == "PCG64" else None
+
+
+def bad_observation(error: BadValueError, spec: EnvSpec, state: EnvState) -> BadValueError:
+    """The error of `spec.to_row` with the environment's name, seed and step before it."""
+    return BadValueError(
+        f"environment {spec.env!r} (seed {state.seed}, step {state.steps} since that seed) "
+        f"returned {error}"
+    )
 
 
 def check_finite(values: NDArray[Any], what: str, spec: EnvSpec, state: EnvState) -> None:

@@ -19,30 +19,30 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fdql.config import BadValueError
 from fdql.envs import ActionScale, make_env
 from fdql.frames import FrameStacks
-from fdql.proc.env_state import EnvState, check_finite, env_seed, random_state
-from fdql.proc.memory import RECORD_WORKERS, Events, RunMemory
+from fdql.proc.env_state import (
+    EnvState,
+    Finished,
+    bad_observation,
+    check_finite,
+    env_seed,
+    random_state,
+)
+from fdql.proc.events import Events
+from fdql.proc.memory import RECORD_WORKERS, RunMemory
 from fdql.profile import Counter, Mark, Stage
 from fdql.shm.chunk import BOUNDARY, RESET, TERMINATED, TRUNCATED, ChunkViews, chunk_id
 from fdql.shm.records import now_ns
 
 EPISODES_EVERY_NS = 250_000_000  # finished episodes are reported at this interval
 SLICE_NS = 100_000_000  # longest wait between two looks at the stop word
-
-
-@dataclass(slots=True)
-class Finished:
-    """Episodes that ended since the last report: returns and lengths."""
-
-    returns: list[float] = field(default_factory=list)
-    lengths: list[int] = field(default_factory=list)
 
 
 class EnvWorker:
@@ -79,6 +79,7 @@ class EnvWorker:
                 lane = g * self.per_group + e
                 seed = self.lane_seed(lane)
                 self.states[g].append(EnvState(make_env(self.spec.env), lane, seed))
+                self.record.heartbeat(Stage.STEP_RESET)  # the next one may take long too
         self.lanes = [np.array([s.lane for s in group], dtype=np.uint16) for group in self.states]
         self.fresh = [
             np.zeros(self.per_group, dtype=np.uint8) for _ in range(self.groups)
@@ -111,6 +112,7 @@ class EnvWorker:
         for g, group in enumerate(self.states):
             for e, state in enumerate(group):
                 self.reset(g, e, state, state.seed)
+                self.record.heartbeat(Stage.STEP_RESET)
             self.slots.submit(g)
 
     def reset(self, group: int, e: int, state: EnvState, seed: int | None) -> None:
@@ -119,7 +121,10 @@ class EnvWorker:
             state.random = random_state(state.env) if seed is None else None
         first, info = state.env.reset(seed=seed)
         state.lives = info.get("lives", 0)
-        self.stacks[group].reset(e, self.to_row(first))
+        try:
+            self.stacks[group].reset(e, self.to_row(first))
+        except BadValueError as error:
+            raise bad_observation(error, self.spec, state) from None
         self.fresh[group][e] = RESET
 
     def _chunk(self, room: int) -> ChunkViews | None:
@@ -186,7 +191,10 @@ class EnvWorker:
             state.episode_length += 1
             state.episode_return += float(reward)
             chunk.reward[r + e] = reward
-            push(e, to_row(after))
+            try:
+                push(e, to_row(after))
+            except BadValueError as error:
+                raise bad_observation(error, self.spec, state) from None
             if terminated or truncated:
                 chunk.flags[r + e] |= TERMINATED if terminated else TRUNCATED
                 self._boundary(chunk, end, group, e, state)

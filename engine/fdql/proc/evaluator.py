@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from fdql.leaderboard import Entry, Leaderboard
 from fdql.proc.arena import WHILE_TRAINING, Arena, Evaluation, start_seeds
+from fdql.proc.events import Events
 from fdql.proc.governor import Governor
 from fdql.proc.memory import (
     BELL_EVALUATOR,
@@ -26,7 +27,6 @@ from fdql.proc.memory import (
     RECORD_EVALUATOR,
     RECORD_TRAINER,
     STOP,
-    Events,
     RunMemory,
 )
 from fdql.profile import Counter, Mark, Stage

@@ -14,12 +14,12 @@ import sys
 import numpy as np
 from numpy.typing import NDArray
 
+from fdql.proc.events import Events
 from fdql.proc.memory import (
     BELL_INFERENCE,
     READER_INFERENCE,
     RECORD_INFERENCE,
     RECORD_TRAINER,
-    Events,
     RunMemory,
 )
 from fdql.profile import Counter, Mark, Stage

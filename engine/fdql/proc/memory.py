@@ -271,19 +271,3 @@ class RunMemory:
     def close(self) -> None:
         """Give the segment back."""
         self.segment.close()
-
-
-class Events:
-    """A child's line to the supervisor: one JSON object per line through an inherited pipe.
-
-    Used at most a few times a second. When the supervisor is gone the next line raises
-    BrokenPipeError.
-    """
-
-    def __init__(self, fd: int) -> None:
-        self._file = open(fd, "w", encoding="utf-8", buffering=1)  # noqa: SIM115
-
-    def send(self, kind: str, **values: Any) -> None:
-        """Send one event."""
-        self._file.write(json.dumps({"event": kind, **values}) + "\n")
-        self._file.flush()

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from fdql.checkpoint import Arrays, Tensors, save_tensors
+from fdql.proc.events import Events
 from fdql.proc.governor import Governor
 from fdql.proc.loader import Loader
 from fdql.proc.memory import (
@@ -25,7 +26,6 @@ from fdql.proc.memory import (
     BELL_INFERENCE,
     BELL_TRAINER,
     RECORD_TRAINER,
-    Events,
     RunMemory,
     RunPlan,
 )

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 
+from fdql.kernel_cache import njit
 from fdql.replay.lanes import F32, I32, U8, U32, Obs
 from fdql.replay.sum_tree import F64, I64
 from fdql.shm.chunk import BOUNDARY, RESET, RowShape
@@ -77,7 +77,7 @@ class Batch:
         )
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit()
 def touch_rows(
     row: I64, ahead: int, flags: U8, reward: F32, version: U32, action: I32, obs: Obs
 ) -> float:
@@ -107,7 +107,7 @@ def touch_rows(
     return float(here) + float(there) + float(words)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit()
 def gather_obs(row: I64, obs: Obs, out: Obs) -> None:
     """Copy the observations (rows, O) of `row` (>= B,) int64 into `out` (B, O)."""
     width = obs.shape[1]
@@ -117,7 +117,7 @@ def gather_obs(row: I64, obs: Obs, out: Obs) -> None:
             out[b, k] = obs[at, k]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit()
 def gather_stacks(row: I64, lane_rows: int, flags: U8, obs: Obs, out: Obs) -> None:
     """Copy the frame of each row and those before it in its episode, each once, no temporary.
 
@@ -154,7 +154,7 @@ def gather_stacks(row: I64, lane_rows: int, flags: U8, obs: Obs, out: Obs) -> No
             at = at + 1 if at + 1 < past else first
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit()
 def gather_actions(row: I64, action: I32, version: U32, out_action: I32, out_version: U32) -> None:
     """Copy action (rows, W) and version (rows,) of `row` (B,) int64 into those of a batch."""
     for b in range(row.size):
@@ -164,7 +164,7 @@ def gather_actions(row: I64, action: I32, version: U32, out_action: I32, out_ver
         out_version[b] = version[at]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit()
 def gather_rows(
     row: I64, end: I64, stack: int, lane_rows: int, flags: U8, obs: Obs, action: I32, version: U32,
     out_obs: Obs, out_next: Obs, out_action: I32, out_version: U32,

@@ -16,9 +16,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from fdql.kernel_cache import njit
 from fdql.replay.columns import zero_column
 from fdql.replay.size import FANOUT, least_lane_rows
 from fdql.replay.sum_tree import F64, I64
@@ -45,7 +45,7 @@ SAMPLEABLE = 1  # rows with a positive leaf
 COUNTERS = 2
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit()
 def claim_row(lane: int, lane_rows: int, stack: int, table: I64, tree: F64, counters: I64) -> int:
     """Take the row of the lane's next serial; what it held is gone.
 
@@ -64,7 +64,7 @@ def claim_row(lane: int, lane_rows: int, stack: int, table: I64, tree: F64, coun
     return row
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit()
 def enable_before(
     end: int, lane: int, lane_rows: int, table: I64, tree: F64, priority: float, counters: I64
 ) -> None:
@@ -76,7 +76,7 @@ def enable_before(
         table[lane, PENDING] += 1
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit()
 def end_episode(
     lane: int, lane_rows: int, table: I64, tree: F64, priority: float, counters: I64
 ) -> None:
@@ -87,7 +87,7 @@ def end_episode(
     table[lane, OPEN] = 0
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit()
 def close_episode(
     lane: int, lane_rows: int, stack: int, table: I64, flags: U8, obs: Obs, tree: F64,
     priority: float, counters: I64,
@@ -112,7 +112,7 @@ def close_episode(
     end_episode(lane, lane_rows, table, tree, priority, counters)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit()
 def append_rows(
     chunk_lane: U16, chunk_flags: U8, chunk_reward: F32, chunk_version: U32, chunk_action: I32,
     chunk_obs: Obs, n_rows: int, first_lane: int, n_lanes: int, close: bool,

@@ -6,14 +6,13 @@ discount free to change and needs no flush when an episode ends.
 
 from __future__ import annotations
 
-from numba import njit
-
+from fdql.kernel_cache import njit
 from fdql.replay.lanes import F32, HEAD, SLOT, U8
 from fdql.replay.sum_tree import I64
 from fdql.shm.chunk import BOUNDARY, TERMINATED
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit()
 def n_step_windows(
     flags: U8, reward: F32, table: I64, lane_rows: int, n_step: int, discount: float,
     row: I64, serial: I64, end: I64, n_step_sum: F32, bootstrap: F32,

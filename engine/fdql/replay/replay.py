@@ -7,9 +7,9 @@ check, kernels do not. A row cannot be overwritten while it is gathered: the sam
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from fdql.config import ConfigError, ReplayConfig
+from fdql.kernel_cache import njit
 from fdql.replay.batch import Batch, gather_rows, touch_rows
 from fdql.replay.lanes import HEAD, SAMPLEABLE, SLOT, STEPS, LaneStore
 from fdql.replay.nstep import n_step_windows
@@ -26,7 +26,7 @@ RESCALE_STEPS = 1000
 PRIORITY_RATE = 0.01  # weight of a batch's mean priority in the priority of new rows
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit()
 def write_fresh(
     leaf: I64, serial: I64, priority: F64, table: I64, lane_rows: int, tree: F64, touched: I64
 ) -> int:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 
+from fdql.kernel_cache import njit
 from fdql.replay.lanes import F32, U8, U16, Obs
 from fdql.replay.sum_tree import F64
 from fdql.shm.chunk import BOUNDARY, RESET, TERMINATED, TRUNCATED, ChunkViews, RowShape
@@ -28,7 +28,7 @@ RELATIVE_VARIANCE, SMALLEST_VARIANCE = 1e-12, 1e-16
 SMALLEST_SCALE = 1e-8
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit()
 def observe_rows(
     lane: U16, flags: U8, reward: F32, obs: Obs, n_rows: int, first_lane: int, discount: float,
     running: F64, sums: F64, moments: F64, obs_mean: F32, obs_scale: F32,

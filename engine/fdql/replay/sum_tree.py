@@ -12,9 +12,9 @@ it equals that sum bit for bit and cannot drift. (Schaul 2016, B.2.1, with wider
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from fdql.kernel_cache import njit
 from fdql.replay.columns import zero_column
 from fdql.replay.size import FANOUT, level_sizes
 
@@ -36,7 +36,7 @@ class NotEnoughData(RuntimeError):
     """Nothing can be drawn: no leaf has a positive priority."""
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit()
 def repair_sums(tree: F64, start: I64, touched: I64, count: int) -> None:
     """Re-add every sum above the touched leaves. O(count log leaves), no allocation.
 
@@ -64,7 +64,7 @@ def repair_sums(tree: F64, start: I64, touched: I64, count: int) -> None:
             tree[parents + touched[i]] = total
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit()
 def set_priorities(tree: F64, start: I64, leaf: I64, priority: F64, touched: I64) -> None:
     """Write leaf priorities in order (a repeated leaf keeps its last) and repair the sums.
 
@@ -78,7 +78,7 @@ def set_priorities(tree: F64, start: I64, leaf: I64, priority: F64, touched: I64
     repair_sums(tree, start, touched, leaf.size)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit()
 def draw_leaves(node: F64, start: I64, mass: F64, leaf: I64, prefix: F64) -> float:
     """Find the leaf at each point of the cumulated priorities. O(B log leaves), no allocation.
 
@@ -130,7 +130,7 @@ def draw_leaves(node: F64, start: I64, mass: F64, leaf: I64, prefix: F64) -> flo
     return seen
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit()
 def draw_strata(
     node: F64, start: I64, total: float, u: F64, mass: F64, leaf: I64, prefix: F64
 ) -> float:
@@ -144,7 +144,7 @@ def draw_strata(
     return draw_leaves(node, start, mass, leaf, prefix)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit()
 def first_refused(leaf: I64, priority: F64, n_leaves: int, least: float) -> int:
     """Index of the first pair that a tree of `n_leaves` cannot take, or -1.
 

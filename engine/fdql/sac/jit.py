@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numba
-from numba import njit
+
+from fdql.kernel_cache import njit
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -56,13 +57,7 @@ def kernel(
     """
 
     def compiled(function: _Function) -> _Function:
-        made: Any = njit(
-            cache=True,
-            nogil=True,
-            error_model="numpy",
-            fastmath=fastmath or False,
-            parallel=parallel,
-        )(function)
+        made: Any = njit(fastmath=fastmath or False, parallel=parallel)(function)
         index = getattr(getattr(made, "_cache", None), "_cache_file", None)
         if index is not None:  # None when Numba is switched off
             index._source_stamp = (index._source_stamp, SOURCES)
