@@ -123,6 +123,15 @@ cdef class Doorbell:
         bell_disarm(self.bell)
 
 
+def clear_writer(buf):
+    """Forget the pid of a dead writer: another process may have it by now. After it was reaped."""
+    view = bytes_of(buf, "ring")
+    cdef RingHeader* ring = <RingHeader*>address_of(view, sizeof(RingHeader), "ring")
+    if ring.magic != ring_magic:
+        raise RingError("not a ring: init_ring has not run on these bytes")
+    store_relaxed(&ring.writer_pid, <uint32_t>0)  # read only by a later writer
+
+
 cdef bint _alive(int pid) except -1:
     try:
         os.kill(pid, 0)

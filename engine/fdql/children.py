@@ -139,9 +139,10 @@ class Child:
         """
         if self.process.returncode is None:
             options = os.WEXITED | os.WNOHANG | os.WNOWAIT
-            if os.waitid(os.P_PID, self.process.pid, options) is None:
-                return False
-            self._kill_group()
+            with contextlib.suppress(ChildProcessError):  # somebody else reaped it
+                if os.waitid(os.P_PID, self.process.pid, options) is None:
+                    return False
+                self._kill_group()
             self.process.wait()
         return True
 

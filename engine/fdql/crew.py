@@ -17,7 +17,9 @@ from fdql.proc.child import EXIT_BAD_VALUE, EXIT_CORRUPT
 from fdql.proc.memory import READER_EVALUATOR, RunMemory
 from fdql.profile import Stage
 from fdql.report import Report
+from fdql.shm.layout import KIND_RING
 from fdql.shm.records import Record, now_ns
+from fdql.shm.ring import clear_writer
 from fdql.stop_request import StopRequest
 
 POLL_MS = 100  # longest sleep of the supervisor
@@ -111,6 +113,9 @@ class Crew:
             self.board.problem("\n".join(f"[{role}] {line}" for line in child.output))
         if role == "evaluator":
             self.memory.clear_pin(READER_EVALUATOR)
+        elif role.startswith("worker"):
+            # Its pid may be another process's by now: that one does not write the ring.
+            clear_writer(self.memory.segment.section(KIND_RING, int(role.split()[1])))
         engine = self.plan.config.engine
         if code == EXIT_BAD_VALUE:
             self.end("bad_value", f"{role}: {account}")

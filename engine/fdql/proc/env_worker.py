@@ -258,8 +258,9 @@ def env_worker_main(memory: RunMemory, events: Events, worker: int, incarnation:
     """
     body = EnvWorker(memory, worker, incarnation)
     body.start()
-    events.send("ready", role=f"worker {worker}", pid=os.getpid())
     record, control = body.record, memory.control
+    record.heartbeat(Stage.WAIT)  # who is ready is watched
+    events.send("ready", role=f"worker {worker}", pid=os.getpid())
     reported = now_ns()
     while not control.stop:
         for group in range(body.groups):

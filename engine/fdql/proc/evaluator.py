@@ -131,6 +131,7 @@ def evaluator_main(memory: RunMemory, events: Events) -> int:
     evaluator = Evaluator(memory, events.send)
     bell, control, record = memory.bell(BELL_EVALUATOR), memory.control, evaluator.record
     precompile(memory.plan.net)
+    record.heartbeat(Stage.WAIT)  # who is ready is watched
     events.send("ready", role="evaluator", pid=os.getpid())
 
     def goes_on() -> bool:

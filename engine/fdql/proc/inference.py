@@ -169,8 +169,9 @@ def inference_main(memory: RunMemory, events: Events) -> int:
     """Run until told to stop. Returns 0."""
     server = InferenceServer(memory)
     precompile(memory.plan.net)
-    events.send("ready", role="inference", pid=os.getpid())
     bell, control, record = memory.bell(BELL_INFERENCE), memory.control, server.record
+    record.heartbeat(Stage.WAIT)  # who is ready is watched
+    events.send("ready", role="inference", pid=os.getpid())
     workers = memory.plan.workers
     dwell = MIN_DWELL_NS
     while not control.stop:

@@ -248,6 +248,7 @@ def trainer_main(memory: RunMemory, events: Events) -> int:
             failure.append(error)
 
     thread = threading.Thread(target=load, name="loader", daemon=True)
+    record.heartbeat(Stage.WAIT)  # who is ready is watched
     events.send("ready", role="trainer", pid=os.getpid(), replay_bytes=loader.replay.nbytes)
     thread.start()
     started = None

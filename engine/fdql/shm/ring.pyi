@@ -46,6 +46,9 @@ def init_ring(
     checked: every chunk carries a checksum, which the reader verifies.
     """
 
+def clear_writer(buf: Buffer) -> None:
+    """Forget the pid of a dead writer: another process may have it by now. After it was reaped."""
+
 class Doorbell:
     """Wakes one sleeper; any number of processes may ring. DOORBELL_BYTES, zeroed, 128-aligned.
 
