@@ -1,10 +1,11 @@
-"""Measuring and stress loops over slots, weights, doorbell and histogram, without the GIL.
+"""Measuring and stress loops over slots, weights, doorbell, histogram, track, without the GIL.
 
 For tests and benchmarks: nothing of the product imports this. The loops run the product's own
 functions (mailbox.pxd, snapshots.pxd, ...); every word of every message is checked.
 """
 
-from atomics cimport fence_seq_cst, monotonic_ns, now_ns, pause
+from atomics cimport (atomic_u64, fence_seq_cst, load_acquire, load_relaxed, monotonic_ns, now_ns,
+                      pause, store_release)
 from doorbell cimport Bell, bell_arm, bell_disarm, bell_ring, bell_sleep, deadline_after
 from histogram cimport Histogram, histogram_observe
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
@@ -13,6 +14,7 @@ from mailbox cimport (Mailbox, SlotsHeader, mailbox_await, mailbox_ready, mailbo
                       mailbox_submit, mailbox_wake)
 from snapshots cimport (WeightsHeader, buffer_at, snapshot_acquire, snapshot_publish,
                         snapshot_release)
+from track cimport TrackEvent, TrackHeader, track_append, track_published
 from views cimport address_of, bytes_of
 
 cdef enum:
@@ -180,3 +182,48 @@ def observe(histogram, uint64_t n):
             histogram_observe(h, now - last)
             last = now
     return monotonic_ns() - start
+
+
+def record_write(track, histogram, counters, uint64_t capacity, uint64_t n):
+    """n events into a track with room for `capacity`, each also observed, then told by counters.
+
+    counters: two words on lines of their own; the second never runs ahead of the first.
+    """
+    cdef TrackHeader* t = <TrackHeader*>_at(track)
+    cdef Histogram* h = <Histogram*>_at(histogram)
+    cdef atomic_u64* first = <atomic_u64*>_at(counters)
+    cdef atomic_u64* second = first + 16
+    cdef uint64_t i
+    with nogil:
+        for i in range(n):
+            histogram_observe(h, i % 4096)
+            track_append(t, capacity, <uint32_t>i, i, i + 1, i + 2)
+            store_release(first, i + 1)         # as Record.set
+            store_release(second, i + 1)
+
+
+def record_read(track, histogram, counters, uint64_t capacity, uint64_t n):
+    """Read beside record_write until its end; how many events, counters and sums were wrong."""
+    cdef TrackHeader* t = <TrackHeader*>_at(track)
+    cdef Histogram* h = <Histogram*>_at(histogram)
+    cdef atomic_u64* first = <atomic_u64*>_at(counters)
+    cdef atomic_u64* second = first + 16
+    cdef TrackEvent* event
+    cdef uint64_t seen = 0, published, last = 0, done = 0, wrong = 0, counted = 0, i
+    with nogil:
+        while done < n:
+            done = load_acquire(second)         # as Record.get
+            wrong += load_acquire(first) < done
+            published = track_published(t)
+            wrong += published > capacity or published < seen
+            while seen < published:
+                event = <TrackEvent*>(t + 1) + seen
+                wrong += (event.kind != <uint32_t>seen or event.t0_ns != seen
+                          or event.duration_ns != seen + 1 or event.value != seen + 2)
+                seen += 1
+            wrong += load_relaxed(&h.max) < last
+            last = load_relaxed(&h.max)
+        for i in range(496):
+            counted += load_relaxed(&h.counts[i])
+    wrong += counted != n or seen != min(n, capacity) or load_relaxed(&t.dropped) != n - seen
+    return wrong

@@ -22,6 +22,7 @@ from soak import growth  # noqa: E402
         ("weights_two_threads.py", "--versions", 50_000),
         ("fuzz_files.py", "--mutations", 300),
         ("messages.py", "--messages", 1_000_000),
+        ("records_two_threads.py", "--events", 100_000),
     ],
 )
 def test_stress(program, option, amount):

@@ -1,13 +1,7 @@
 """Two threads on one small ring: every word of every chunk is checked. Meant for ThreadSanitizer.
 
-    FDQL_SANITIZE=thread python setup.py build --build-base /tmp/tsan
-    OPENBLAS_NUM_THREADS=1 PYTHONPATH=$(echo /tmp/tsan/lib.*) \\
-        LD_PRELOAD=$(gcc -print-file-name=libtsan.so) python tests/stress/ring_two_threads.py
-
-A correct ring gives no report. Built with CFLAGS=-DFDQL_MUTANT_RELAXED too, which turns release
-and acquire into relaxed, it must give several: else the run proves nothing. Threads and not
-processes, for the sanitizer sees one process; capacities 2 and 4, so that the ring is often full
-and empty.
+sanitize.py runs it. Threads and not processes, for the sanitizer sees one process; capacities 2
+and 4, so that the ring is often full and empty.
 """
 
 import argparse
@@ -16,14 +10,13 @@ import threading
 
 from fdql.shm import probe_ring
 from fdql.shm.ring import DOORBELL_BYTES, init_ring, ring_bytes
-from fdql.shm.segment import Segment
+from heap import heap
 
 
 def run(chunks: int, capacity: int, payload_bytes: int, *, sleeping: bool) -> int:
     """Wrong chunks among `chunks`; `sleeping` makes the reader sleep on a doorbell when idle."""
-    sections = [(3, 0, ring_bytes(capacity, payload_bytes)), (2, 0, DOORBELL_BYTES)]
-    segment = Segment.create(sections, 0, shared=False)
-    ring, bell = segment.section(3, 0), segment.section(2, 0) if sleeping else None
+    ring = heap(ring_bytes(capacity, payload_bytes))
+    bell = heap(DOORBELL_BYTES) if sleeping else None
     init_ring(ring, capacity, payload_bytes, 0)
     writer = threading.Thread(target=probe_ring.ring_write, args=(ring, bell, chunks))
     writer.start()

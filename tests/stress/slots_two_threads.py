@@ -1,6 +1,6 @@
 """Workers and a server on inference slots, all threads; every word of every row is checked.
 
-Meant for ThreadSanitizer: build and run as ring_two_threads.py says.
+Meant for sanitizers: sanitize.py runs it.
 """
 
 import argparse
@@ -9,16 +9,14 @@ import threading
 
 from fdql.shm import probe_slots
 from fdql.shm.ring import DOORBELL_BYTES
-from fdql.shm.segment import Segment
 from fdql.shm.slots import init_slots, slots_bytes
+from heap import heap
 
 
 def run(requests: int, workers: int, groups: int, *, spin: int) -> int:
     """Wrong rows on both sides; `spin` 0 makes both sides sleep at once when they have to wait."""
     shape = (workers, groups, 3, 20, 4)
-    sections = [(4, 0, slots_bytes(*shape)), (2, 0, DOORBELL_BYTES)]
-    segment = Segment.create(sections, 0, shared=False)
-    slots, bell = segment.section(4, 0), segment.section(2, 0)
+    slots, bell = heap(slots_bytes(*shape)), heap(DOORBELL_BYTES)
     init_slots(slots, *shape)
     wrong: list[int] = []
     threads = [

@@ -1,6 +1,6 @@
 """A writer and readers on weight snapshots, all threads; every word of every snapshot is checked.
 
-Meant for ThreadSanitizer: build and run as ring_two_threads.py says.
+Meant for sanitizers: sanitize.py runs it.
 """
 
 import argparse
@@ -8,14 +8,13 @@ import sys
 import threading
 
 from fdql.shm import probe_slots
-from fdql.shm.segment import Segment
 from fdql.shm.weights import init_weights, weights_bytes
+from heap import heap
 
 
 def run(versions: int, readers: int, nbytes: int) -> tuple[int, int]:
     """(torn words and steps back, acquisitions) over all readers."""
-    segment = Segment.create([(5, 0, weights_bytes(readers, nbytes))], 0, shared=False)
-    weights = segment.section(5, 0)
+    weights = heap(weights_bytes(readers, nbytes))
     init_weights(weights, readers, nbytes)
     results: list[tuple[int, int, int]] = []
     threads = [
