@@ -77,6 +77,7 @@ cdef inline uint32_t bell_arm(Bell* bell) noexcept nogil:
     cdef uint32_t ticket = load_acquire(&bell.seq)  # SYNC bell-seq: pairs with bell_ring
     store_relaxed(&bell.waiting, <uint32_t>1)   # the fence orders it before the second look
     fence_seq_cst()                             # SYNC no-lost-wake: pairs with bell_ring
+    TP("bell.arm.armed")
     return ticket
 
 
@@ -89,6 +90,7 @@ cdef inline void bell_sleep(Bell* bell, uint32_t ticket, uint64_t deadline_ns,
     """Sleep until rung, deadline, signal or stop. May return early; the caller looks for work."""
     store_relaxed(&bell.sleeps, load_relaxed(&bell.sleeps) + 1)  # ours, for monitoring
     while load_acquire(&bell.seq) == ticket:    # SYNC bell-seq: pairs with bell_ring
+        TP("bell.sleep.before_wait")
         if stopped(control) or futex_wait(&bell.seq, ticket, deadline_ns):
             break
         if monotonic_ns() >= deadline_ns:

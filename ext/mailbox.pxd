@@ -136,6 +136,7 @@ cdef inline bint mailbox_await(Mailbox* box, uint32_t number, uint64_t spin_ns,
             if futex_wait(&box.rep_seq, seen, deadline_ns):
                 store_relaxed(&box.waiting, <uint32_t>0)
                 return mailbox_replied(box, number)
+        TP("slots.await.woken")
         store_relaxed(&box.waiting, <uint32_t>0)  # late or early costs one needless wake, no more
 
 

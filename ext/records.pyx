@@ -5,7 +5,7 @@ control block has one writer, the supervisor; every wait of every process looks 
 What a record observes goes into a track as well, one per thread, while a trace is being taken.
 """
 
-from atomics cimport (Field, atomic_u32, atomic_u64, load_acquire, load_relaxed, offsets_of,
+from atomics cimport (TP, Field, atomic_u32, atomic_u64, load_acquire, load_relaxed, offsets_of,
                       store_relaxed, store_release)
 from atomics cimport now_ns as clock_ns
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
@@ -209,10 +209,12 @@ cdef class Record:
             self._event(kind, t0_ns if t0_ns < now else now, now, value)
 
     def set(self, uint32_t i, uint64_t value):
+        TP("record.set.before_store")
         store_release(self._counter(i), value)   # SYNC counter: pairs with Record.get
 
     def add(self, uint32_t i, uint64_t n):
         cdef atomic_u64* counter = self._counter(i)
+        TP("record.add.before_store")
         # ours: no other process writes it
         store_release(counter, load_relaxed(counter) + n)  # SYNC counter: pairs with Record.get
 

@@ -242,6 +242,7 @@ cdef class SlotServer(_Slots):
                 bell_sleep(self.bell, ticket, until, self.control)
                 spin_until = now_ns() + self.spin_ns if self.spin_ns else 0
         if n:
+            TP("slots.collect.taken")
             self.oldest_ns = oldest
         return n
 

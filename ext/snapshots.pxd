@@ -125,6 +125,7 @@ cdef inline bint snapshot_publish(WeightsHeader* weights, const void* data,
         return False
     TP("weights.publish.before_latest")
     store_release(&weights.latest, version << 8 | <uint64_t>b)  # SYNC weights: snapshot_acquire
+    TP("weights.publish.after_latest")
     return True
 
 
@@ -144,4 +145,5 @@ cdef inline uint64_t snapshot_acquire(WeightsHeader* weights, uint32_t reader) n
 
 
 cdef inline void snapshot_release(WeightsHeader* weights, uint32_t reader) noexcept nogil:
+    TP("weights.release.before_clear")
     store_release(&pin_of(weights, reader).buffer, <uint64_t>0)  # SYNC pin-free: with free_buffer

@@ -196,4 +196,5 @@ cdef inline void reader_release(ReaderEnd* r, uint64_t n) noexcept nogil:
     TP("ring.release.before_tail")
     r.tail += n
     store_release(&r.ring.tail, r.tail)         # SYNC slot-free: pairs with writer_reserve
+    TP("ring.release.before_bell")
     bell_ring(&r.ring.not_full)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -56,3 +57,13 @@ def test_growth_is_found():
         assert set(growth(seen(what, more), 40.0)) == {what}
     with pytest.raises(ValueError, match="too few"):
         growth(seen("MiB", 1.0)[:5], 40.0)
+
+
+def test_every_kill_point_is_in_the_matrix(monkeypatch):
+    monkeypatch.syspath_prepend(str(PROGRAMS))
+    from kill_engine import POINTS
+
+    sources = [p.read_text() for p in (PROGRAMS.parents[1] / "ext").glob("*.p[xy][dx]")]
+    compiled_in = set(re.findall(r'\bTP\("([^"]+)"\)', "".join(sources)))
+    assert len(compiled_in) > 20
+    assert compiled_in == {point for points in POINTS.values() for point in points}

@@ -1,7 +1,6 @@
 """SIGKILL at every named point of every protocol; a successor takes over and everything is checked.
 
-    FDQL_KILL_POINTS=1 python setup.py build --build-base /tmp/kill
-    PYTHONPATH=$(echo /tmp/kill/lib.*) python tests/stress/kill_points.py
+The structures alone. kill_engine.py builds what this needs, runs it, and does the same to runs.
 
 For each point and for its 1st, 2nd and 5th passage: a child runs until it kills itself there, its
 partner meanwhile goes on, a successor finishes the work. Lost, doubled or torn messages, a refused
@@ -156,23 +155,39 @@ POINTS: dict[Callable[[str], None], list[str]] = {
         "ring.commit.before_bell",
         "bell.ring.before_bump",
         "bell.ring.before_wake",
+        "bell.arm.armed",
+        "bell.sleep.before_wait",
     ],
     reader_dies: [
         "ring.release.before_steps",
         "ring.release.before_tail",
+        "ring.release.before_bell",
         "bell.ring.before_bump",
         "bell.ring.before_wake",
+        "bell.arm.armed",
+        "bell.sleep.before_wait",
     ],
     worker_dies: [
         "slots.submit.before_req",
         "slots.submit.before_bell",
         "slots.await.before_sleep",
+        "slots.await.woken",
         "bell.ring.before_bump",
         "bell.ring.before_wake",
     ],
-    server_dies: ["slots.reply.before_rep", "slots.reply.before_wake"],
-    weights_writer_dies: ["weights.publish.before_copy", "weights.publish.before_latest"],
-    weights_reader_dies: ["weights.acquire.pinned"],
+    server_dies: [
+        "slots.collect.taken",
+        "slots.reply.before_rep",
+        "slots.reply.before_wake",
+        "bell.arm.armed",
+        "bell.sleep.before_wait",
+    ],
+    weights_writer_dies: [
+        "weights.publish.before_copy",
+        "weights.publish.before_latest",
+        "weights.publish.after_latest",
+    ],
+    weights_reader_dies: ["weights.acquire.pinned", "weights.release.before_clear"],
 }
 
 
