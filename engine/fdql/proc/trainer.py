@@ -236,11 +236,8 @@ def trainer_main(memory: RunMemory, events: Events) -> int:
                     ready.put(batch)
                 elif not worked:
                     ticket = bell.arm()
-                    idle = (
-                        done.empty()
-                        and not any(r.peek() for r in loader.rings)
-                        and not control.stop
-                    )
+                    waiting = any(r.peek() for r in loader.rings)
+                    idle = done.empty() and not waiting and not control.stop
                     t0 = now_ns()
                     bell.sleep(ticket, SLICE_NS) if idle else bell.disarm()
                     loader.record.observe_since(loader.wait_cause(free=bool(free)), t0)
