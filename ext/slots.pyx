@@ -254,8 +254,7 @@ cdef class SlotServer(_Slots):
 
     def admit(self, int32_t[::1] slots not None, uint32_t n):
         """Answer at once, with nothing, those of the first n slots whose request a dead worker made
-        that has a successor. How many are left; they stand first in slots, in their order.
-        """
+        that has a successor. How many are left; they stand first in slots, in their order."""
         cdef uint32_t i, slot, kept = 0
         cdef bint corrupt = False
         if n > slots.shape[0]:

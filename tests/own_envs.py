@@ -186,9 +186,9 @@ class Dies(Faulty):
 
 
 class DiesYoung(Dies):
-    """Is killed soon."""
+    """Is killed soon after it has been looked at."""
 
-    when = 60
+    when = 210
 
 
 class FlipsABit(Faulty):

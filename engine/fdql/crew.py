@@ -135,7 +135,8 @@ class Crew:
                     "crash",
                     f"{role} ended {len(deaths)} times within {engine.restart_window:g} s (last: "
                     f"{account}); "
-                    f"engine.restarts = {engine.restarts} is the most that is allowed",
+                    f"engine.restarts = {engine.restarts} is the most that is allowed; log.txt "
+                    "tells of each",
                 )
                 return
             self.report.restarts += 1

@@ -290,9 +290,8 @@ def send_finished(body: EnvWorker, events: Events) -> None:
     """Report the finished episodes, at most 500 in a line."""
     done = body.take_finished()
     for i in range(0, len(done.returns), 500):
-        events.send(
-            "episodes", returns=done.returns[i : i + 500], lengths=done.lengths[i : i + 500]
-        )
+        part = slice(i, i + 500)
+        events.send("episodes", returns=done.returns[part], lengths=done.lengths[part])
 
 
 if __name__ == "__main__":
