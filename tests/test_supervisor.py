@@ -308,7 +308,7 @@ def test_a_killed_worker_is_replaced(tmp_path):
     out, _ = process.communicate(timeout=30)
     assert process.returncode == 130
     assert "worker 0 ended (killed by SIGKILL in stage " in out
-    assert "); restart 1 of 5; the system does that when memory runs out" in out
+    assert "the memory ran out: fewer workers or environments need less); restart 1 of 5" in out
 
 
 def test_children_have_their_thread_caps(tmp_path):
