@@ -177,7 +177,7 @@ def test_wrong_use_is_refused_before_anything_runs(tmp_path):
 
 
 def test_an_environment_that_breaks_is_named(own_environments, tmp_path):
-    with pytest.raises(RuntimeError, match="no reset today"):
+    with pytest.raises(ConfigError, match="no reset today"):
         autotune(
             small_config("own_envs:BreaksAtReset"), seconds=10.0, out=tmp_path / "x", force=False
         )
