@@ -96,7 +96,7 @@ class Arena:
         episode = list(range(n))  # that each environment is playing
         started, self.ended = n, 0
         for i in range(n):
-            if not goes_on():  # asked, and so seen alive, between two that may take long
+            if i and not goes_on():  # asked, and so seen alive, between two that may take long
                 return None
             self._reset(i, i)
         live = list(range(n))
