@@ -46,7 +46,7 @@ DISCRETE = ("sb3-dqn", "sb3-ppo", "sbx-dqn", "sbx-ppo")
 CONTINUOUS = ("sb3-sac", "sbx-sac")
 TASKS = {
     "CartPole-v1": Task(line=475.0, peers=DISCRETE),
-    "Pendulum-v1": Task(line=-180.0, episodes=100, peers=CONTINUOUS),
+    "Pendulum-v1": Task(line=-180.0, episodes=100, peers=(*CONTINUOUS, "rltools-sac")),
     "Acrobot-v1": Task(line=-90.0, peers=("sb3-dqn", "sb3-qrdqn", "sbx-dqn")),
     "MountainCar-v0": Task(line=-110.0, peers=("sb3-dqn", "sbx-dqn")),
     "MountainCarContinuous-v0": Task(line=90.0, peers=CONTINUOUS),
@@ -107,7 +107,8 @@ class Start:
         else:
             library, algorithm = self.who.split("-")
             python = str(self.venvs / library / "bin" / "python")
-            words = [python, str(ROOT / "bench" / "peers" / "peer.py"), *words]
+            script = "peer_rltools.py" if library == "rltools" else "peer.py"
+            words = [python, str(ROOT / "bench" / "peers" / script), *words]
             words += ["--library", library, "--algorithm", algorithm]
             words += ["--episodes", str(task.episodes), "--every-steps", str(task.every_steps)]
             words += ["--metrics", str(self.metrics)]
