@@ -18,9 +18,10 @@ its settings: --who serial "serial+sac.pessimism=0" "serial+replay.n-step=1".
 
 A peer is sb3-dqn, sbx-sac, ...; "sb3" is all its algorithms that have settings for the environment.
 It uses RL Zoo's settings (peers/zoo.py) and its own defaults, with OMP_NUM_THREADS at the number of
-usable cores (--threads); RLtools its defaults (peers/peer_rltools.py). It evaluates in its own process, in between, at most every 1000 steps
-(LunarLander-v3 5000, HalfCheetahBulletEnv-v0 10000), only when its policy changed, all episodes
-side by side. JAX compiles anew in every run: it keeps no cache unless told to.
+usable cores (--threads); RLtools its defaults (peers/peer_rltools.py). It evaluates in its own
+process, in between, at most every 1000 steps (LunarLander-v3 5000, HalfCheetahBulletEnv-v0 10000),
+only when its policy changed, all episodes side by side. JAX compiles anew in every run: it keeps no
+cache unless told to.
 
 Before the first measured run of each, a short one warms the caches and is thrown away. Runs that
 --out holds are not repeated, so an interrupted campaign goes on where it stopped; only those are
