@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from pathlib import Path
 
 import pytest
 from fdql.board import ROWS, Board, Curve, clock, duration, rounded
 from fdql.bottleneck import Setting, bottleneck
 from fdql.budget import Account, Reading
+from fdql.cli import main
 from fdql.config import Config, ConfigError, SacConfig
 from fdql.config_file import load_toml
 from fdql.progress import Bar, Progress
@@ -67,6 +69,15 @@ def test_the_config_of_a_run_loads_again(tmp_path: Path):
     RunFolder(config).close()
     loaded = load_toml(tmp_path / "r" / "config.toml")
     assert (loaded.seed, loaded.sac.discount, loaded.run_dir) == (7, 0.9, None)
+
+
+def test_numbers_that_are_none_are_left_out(tmp_path: Path):
+    """NaN is no JSON."""
+    folder = RunFolder(Config(run_dir=str(tmp_path / "r")))
+    folder.metrics(ROW | {"train/actor_loss": float("nan"), "eval/q_bias": float("-inf")})
+    folder.close()
+    assert json.loads((tmp_path / "r" / "metrics.jsonl").read_text()) == ROW
+    assert "nan" not in (tmp_path / "r" / "progress.csv").read_text()
 
 
 def test_rows_are_there_as_soon_as_they_are_written(tmp_path: Path):
@@ -138,6 +149,76 @@ def test_a_board_in_plain_lines_shows_at_its_interval():
     assert not board.due
     board.show(ROW, ACCOUNTS, LONGEST, PROGRESS)
     assert len(board.console.file.getvalue().splitlines()) == 1
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("out", "variables", "live"),
+    [
+        (Terminal, {"TERM": "xterm"}, True),
+        (Terminal, {"TERM": "dumb"}, False),
+        (io.StringIO, {"TERM": "xterm", "FORCE_COLOR": "1", "TTY_COMPATIBLE": "1"}, False),
+    ],
+)
+def test_pictures_are_for_terminals_that_show_them(monkeypatch, out, variables, live):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    shown = out()
+    monkeypatch.setattr("sys.stdout", shown)
+    board = Board("t")
+    board.show(ROW, ACCOUNTS, LONGEST, PROGRESS)
+    board.close()
+    assert ("stage" in shown.getvalue(), "\x1b" in shown.getvalue()) == (live, live)
+    assert ("3,000 steps" in shown.getvalue()) is not live
+
+
+def test_text_is_shown_as_it_is(monkeypatch, capsys):
+    said = "my_env.py:100: ValueError :smile: [bold] [/tmp/x]"
+    Board("t").note(said)
+    assert capsys.readouterr().out == said + "\n"
+    board = Board(":smile: [/x]", quiet=True)
+    out = io.StringIO()
+    picture = board.picture(ROW, ACCOUNTS, "", PROGRESS)
+    Console(file=out, width=80, color_system=None).print(picture)
+    assert ":smile: [/x]" in out.getvalue()
+
+
+SMALL = [
+    "--serial", "--total-timesteps=200", "--stop-at-return=never", "--eval.episodes=2",
+    "--explore.warmup-steps=64", "--sac.critic-width=16", "--sac.batch-size=32",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("full", "code"), [(False, 0), (True, 1)])
+def test_an_output_that_takes_nothing_costs_the_output_alone(
+    tmp_path, monkeypatch, capsys, full, code
+):
+    """Like `fdql train | head -1`, and `fdql train > FILE` on a disk that is full."""
+    if full:
+        descriptor = os.open("/dev/full", os.O_WRONLY)
+    else:
+        reader, descriptor = os.pipe()
+        os.close(reader)
+    with os.fdopen(descriptor, "w") as out:
+        monkeypatch.setattr("sys.stdout", out)
+        assert main([*SMALL, "--run-dir", str(tmp_path / "run")]) == code
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["exit_reason"], summary["env_steps"]) == ("total_timesteps", 200)
+    assert list((tmp_path / "run" / "checkpoints").glob("*-updates-*"))
+    said = "standard output cannot be written (No space left on device)"
+    assert (said in capsys.readouterr().err) is full
+
+
+def test_an_error_output_that_is_gone_ends_nothing(monkeypatch):
+    with open("/dev/full", "w", buffering=1) as err:
+        monkeypatch.setattr("sys.stderr", err)
+        Board("t").problem("something")
+        with open(os.devnull, "w") as nothing:  # so that it can be closed
+            os.dup2(nothing.fileno(), err.fileno())
 
 
 def test_missing_metrics_are_dashes_not_errors():

@@ -17,6 +17,7 @@ import psutil
 import pytest
 from fdql.config import EngineConfig
 from fdql.supervisor import train
+from metrics_page import undocumented
 from plans import small_config
 
 ROOT = Path(__file__).parent.parent
@@ -56,6 +57,7 @@ def test_a_run_to_its_last_step(own_environments, tmp_path):
     assert json.loads((folder / "summary.json").read_text())["format"] == 2
     assert len(list((folder / "checkpoints").glob("*-updates-*"))) == 1
     assert any("eval/updates" in r for r in rows(folder))
+    assert undocumented(folder) == set()
     assert rows(folder)[-1]["rollout/ep_rew_mean"] == 28.0
 
 

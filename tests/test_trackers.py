@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import socket
 import subprocess
 import sys
 import types
@@ -15,6 +16,7 @@ import pytest
 from fdql.config import Config, ConfigError
 from fdql.run_folder import RunFolder
 from fdql.trackers import points
+from metrics_page import undocumented
 from plans import small_config
 
 ROW = {
@@ -67,6 +69,31 @@ def events(folder: Path) -> dict[str, list[tuple[int, float]]]:
     return dict(found)
 
 
+def kept_until(step: int, folder: Path, **settings: bool) -> RunFolder:
+    """The folder of a run that goes on after `step`."""
+    config = Config(run_dir=str(folder), **settings)
+    return RunFolder(config, lambda _, row: row["time/total_timesteps"] <= step)
+
+
+@needs_tensorboard
+def test_tensorboard_shows_what_a_resumed_run_made_again_once(tmp_path: Path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = tmp_path / "r"
+    folder = RunFolder(Config(run_dir=str(run), tensorboard=True))
+    for step in (1000, 2000, 3000):
+        folder.metrics(ROW | {"time/total_timesteps": step})
+    folder.close()
+    folder = kept_until(1000, run, tensorboard=True)
+    for step in (1500, 2500):
+        folder.metrics(ROW | {"time/total_timesteps": step, "time/fps": 9.0})
+    folder.close()
+    shown = EventAccumulator(str(run / "tensorboard")).Reload().Tensors("time/fps")
+    assert [(e.step, e.tensor_proto.float_val[0]) for e in shown] == [
+        (1000, 800.5), (1500, 9.0), (2500, 9.0),
+    ]  # fmt: skip
+
+
 @needs_tensorboard
 def test_tensorboard_reads_what_is_written(tmp_path: Path):
     folder = RunFolder(Config(run_dir=str(tmp_path / "r"), tensorboard=True))
@@ -89,6 +116,7 @@ def test_a_run_has_the_names_of_stable_baselines(tmp_path: Path):
                           run_dir=str(tmp_path / "r"))  # fmt: skip
     assert train(config, quiet=True).exit_code == 0
     assert set(events(tmp_path / "r" / "tensorboard")) >= STABLE_BASELINES
+    assert undocumented(tmp_path / "r") == set()
 
 
 @needs_tensorboard
@@ -116,6 +144,7 @@ class FakeRun:
     """Stands in for a run of W&B."""
 
     def __init__(self) -> None:
+        self.begun: list[dict[str, Any]] = []
         self.logged: list[dict[str, float]] = []
         self.exit_code: int | None = None
         self.broken = False
@@ -136,7 +165,12 @@ class FakeRun:
 def fake_wandb(monkeypatch) -> FakeRun:
     run, module = FakeRun(), types.ModuleType("wandb")
     module.Settings = dict  # type: ignore[attr-defined]
-    module.init = lambda **_: run  # type: ignore[attr-defined]
+
+    def init(**words: Any) -> FakeRun:
+        run.begun.append(words)
+        return run
+
+    module.init = init  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "wandb", module)
     return run
 
@@ -147,6 +181,33 @@ def test_wandb_gets_the_numbers_and_the_end(tmp_path: Path, fake_wandb: FakeRun)
     folder.close(1)
     assert fake_wandb.logged == [values for _, values in points(EVALUATED)]
     assert fake_wandb.exit_code == 1
+
+
+def test_wandb_is_sent_metrics_and_settings_alone(tmp_path: Path, fake_wandb: FakeRun):
+    config = Config(run_dir=str(tmp_path / "r"), wandb=True)
+    RunFolder(config).close()
+    (words,) = fake_wandb.begun
+    off = ("disable_git", "disable_code", "x_disable_meta", "x_disable_machine_info",
+           "x_disable_stats")  # fmt: skip
+    settings = words.pop("settings")
+    assert all(settings[name] is True for name in off)
+    assert (settings["x_save_requirements"], settings["console"]) == (False, "off")
+    assert (settings["host"], settings["program"]) == ("", "")
+    assert set(words) == {"project", "group", "name", "dir", "config", "id", "resume"}
+
+
+def test_a_run_that_goes_on_is_one_run_at_wandb(tmp_path: Path, fake_wandb: FakeRun):
+    run = tmp_path / "r"
+    RunFolder(Config(run_dir=str(run), wandb=True)).close()
+    kept_until(0, run, wandb=True).close()
+    RunFolder(Config(run_dir=str(tmp_path / "other"), wandb=True)).close()
+    (run / "wandb" / "id.txt").write_text("../../somebody/else\n")
+    kept_until(0, run, wandb=True).close()
+    first, again, other, strange = fake_wandb.begun
+    assert first["id"] == again["id"]
+    assert (first["resume"], again["resume"]) == ("allow", "allow")
+    assert len({first["id"], other["id"], strange["id"]}) == 3
+    assert "/" not in strange["id"]
 
 
 def test_a_tracker_that_fails_costs_its_metrics_not_the_run(tmp_path, fake_wandb, capsys):
@@ -190,6 +251,13 @@ def test_wandb_offline(tmp_path: Path):
         text=True, timeout=120,
     )  # fmt: skip
     assert (out.returncode, out.stdout.strip()) == (0, "False"), out.stderr
-    (binary,) = (tmp_path / "r" / "wandb").glob("offline-run-*/*.wandb")
-    assert b"eval/mean_reward" in binary.read_bytes()
+    (kept,) = (tmp_path / "r" / "wandb").glob("offline-run-*")
+    (binary,) = kept.glob("*.wandb")
+    sent = binary.read_bytes()
+    assert b"eval/mean_reward" in sent
+    for private in (socket.gethostname(), sys.executable, "requirements.txt", "wandb-metadata"):
+        assert private.encode() not in sent, private
+    assert [
+        p for p in kept.rglob("*") if p.name in ("requirements.txt", "wandb-metadata.json")
+    ] == []
     assert "no more metrics" not in (tmp_path / "r" / "log.txt").read_text()

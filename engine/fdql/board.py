@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Sequence
 from itertools import pairwise
@@ -19,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fdql.budget import Account
+from fdql.outlet import standard_output, told
 from fdql.progress import Progress
 
 LINE_SECONDS = 5.0  # between two plain lines
@@ -119,13 +119,14 @@ class Board:
     """
 
     def __init__(self, title: str, *, quiet: bool = False) -> None:
-        self.console = Console(highlight=False, quiet=quiet)
+        self.console = standard_output(quiet=quiet)
         self.title = title
         self._live: Live | None = None
         self._shown = 0.0
-        if self.console.is_terminal and not quiet:
+        console = self.console
+        if console.is_terminal and not console.is_dumb_terminal and not quiet:
             self._live = Live(
-                console=self.console, refresh_per_second=4, transient=True, auto_refresh=False
+                console=console, refresh_per_second=4, transient=True, auto_refresh=False
             )
             self._live.start()
 
@@ -168,7 +169,7 @@ class Board:
                 self._times(accounts),
                 Text(bottleneck, "bold"),
             ),
-            title=self.title,
+            title=Text(self.title),
         )
 
     @staticmethod
@@ -246,16 +247,14 @@ class Board:
 
     def note(self, text: str) -> None:
         """Print one line that stays."""
-        self.console.print(text, markup=False, soft_wrap=not self.console.is_terminal)
+        self.console.print(text, soft_wrap=self._live is None)
 
     def problem(self, text: str) -> None:
         """Print to standard error."""
         if self._live is not None:
-            self.console.print(
-                text, style="bold red", markup=False, soft_wrap=not self.console.is_terminal
-            )
+            self.console.print(text, style="bold red")
         else:
-            print(text, file=sys.stderr, flush=True)
+            told(text)
 
     def close(self) -> None:
         """Leave the terminal as it was."""

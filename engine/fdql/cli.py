@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from fdql.config import BadValueError, ConfigError
+from fdql.outlet import all_written
 
 # Verb -> its lines of the usage; fdql.commands.<verb> has the rest.
 VERBS = {
@@ -32,6 +33,11 @@ module:factory.
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line. Returns the exit code: 0, 1 failed, 2 wrong use, 130 interrupted."""
+    code = _run(argv)
+    return code if all_written() else code or 1
+
+
+def _run(argv: Sequence[str] | None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if words in (["--help"], ["-h"]):
         print(USAGE, end="")

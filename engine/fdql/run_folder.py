@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
+import math
 import shutil
 import sys
 import time
@@ -20,6 +21,7 @@ from fdql.appended import Appended
 from fdql.checkpoint import write_bytes, write_json
 from fdql.config import Config, ConfigError
 from fdql.config_file import to_dict
+from fdql.outlet import told
 from fdql.trackers import Trackers
 
 SUMMARY_FORMAT = 2  # 2: stages_us holds times only, `processes` the rest; see docs/adr/0008
@@ -58,6 +60,13 @@ COLUMNS = (
     "engine/restarts",
     "engine/memory_mib",
 )
+
+
+def _finite(row: dict[str, Any]) -> dict[str, Any]:
+    """A row without its NaNs and infinities, which are no JSON: an average of the learner before
+    the first update.
+    """
+    return {k: v for k, v in row.items() if not isinstance(v, float) or math.isfinite(v)}
 
 
 def run_dir_exists(path: Path | str) -> str:
@@ -162,6 +171,7 @@ class RunFolder:
         except ConfigError:
             self.close() if kept else self.discard()
             raise
+        self._say(self._trackers.goes_on(int(self.last_row.get("time/total_timesteps", 0))))
 
     def _kept_rows(self, kept: Callable[[int, dict[str, Any]], bool]) -> list[dict[str, Any]]:
         """Rows of metrics.jsonl up to the first that is not kept, or that a kill cut short."""
@@ -204,10 +214,13 @@ class RunFolder:
         return path
 
     def metrics(self, row: dict[str, Any]) -> None:
-        """Append a row to metrics.jsonl (all keys), progress.csv (COLUMNS) and to the trackers."""
+        """Append a row to metrics.jsonl (all keys), progress.csv (COLUMNS) and to the trackers.
+        Numbers that are not finite are left out.
+        """
+        row = _finite(row)
         self.rows += 1
         with self._noted():
-            self._metrics.write(json.dumps(row) + "\n")
+            self._metrics.write(json.dumps(row, allow_nan=False) + "\n")
             self._csv.writerow(row)
         self._say(self._trackers.row(row))
 
@@ -225,7 +238,7 @@ class RunFolder:
     def _say(self, problems: list[str]) -> None:
         for problem in problems:
             self.log(problem)
-            print(problem, file=sys.stderr, flush=True)
+            told(problem)
 
     def log(self, line: str) -> None:
         """Append a line to log.txt."""

@@ -186,13 +186,19 @@ def _value(value: Any) -> str:
     return tomli_w.dumps({"x": value}).partition(" = ")[2].strip()
 
 
+def _cell(text: str) -> str:
+    """Text in a table: its bars end no cell, its angle brackets are no HTML."""
+    return text.replace("|", r"\|").replace("<", "&lt;").replace(">", "&gt;")
+
+
 def to_markdown() -> str:
     """docs/settings.md."""
     lines = [
         "# Settings",
         "",
         "Every setting of a run. In a file: `key = value`, those with a dot in their table; "
-        "on the command line: `--key value`, with `-` for `_` (`trace_seconds` is `--trace`); in "
+        "on the command line: `--key value`, with `-` for `_` (`trace_seconds` is `--trace`), and "
+        "`--key` or `--no-key` where the value is true or false; in "
         "Python: `fdql.Config(seed=1, sac=fdql.config.SacConfig(discount=0.98))`. `fdql train "
         "--print-config` writes a file with all of them. A default of none is derived or off, as "
         'the text says. Sources: "ours" is chosen, not measured; "trials" are short runs on small '
@@ -209,7 +215,8 @@ def to_markdown() -> str:
                 "|---|---|---|---|---|---|",
             ]
         default = "none" if s.default is None else f"`{_value(s.default)}`"
-        lines.append(f"| `{s.key}` | {s.kind} | {default} | {s.unit} | {s.source} | {s.text} |")
+        cells = (_cell(x) for x in (s.kind, default, s.unit, s.source, s.text))
+        lines.append(f"| `{s.key}` | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

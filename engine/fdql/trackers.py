@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 import os
+import re
+import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -48,6 +50,9 @@ class Tracker(Protocol):
     def open(self, folder: Path) -> None:
         """Begin; `folder` is the run's. Raises ConfigError when that does not work."""
 
+    def goes_on(self, step: int) -> None:
+        """What was written behind this environment step will be written again; 0: all of it."""
+
     def row(self, row: Row) -> None:
         """Take a row of metrics."""
 
@@ -61,7 +66,8 @@ class TensorBoard:
     def __init__(self) -> None:
         wanted = "tensorboard = True"
         proto = "tensorboard.compat.proto"
-        self._event = require(f"{proto}.event_pb2", "tensorboard", wanted).Event
+        events = require(f"{proto}.event_pb2", "tensorboard", wanted)
+        self._event, self._session = events.Event, events.SessionLog
         self._summary = require(f"{proto}.summary_pb2", "tensorboard", wanted).Summary
         writer = require("tensorboard.summary.writer.record_writer", "tensorboard", wanted)
         self._writer: Any = writer.RecordWriter
@@ -69,9 +75,16 @@ class TensorBoard:
     def open(self, folder: Path) -> None:
         at = folder / "tensorboard"
         at.mkdir(exist_ok=True)
-        name = f"events.out.tfevents.{int(time.time())}.fdql.{os.getpid()}"
+        # TensorBoard reads a folder's files in the order of their names, so of two within a second
+        # the later has the later name.
+        name = f"events.out.tfevents.{time.time_ns() / 1e9:.6f}.fdql.{os.getpid()}"
         self._records = self._writer((at / name).open("ab"))
         self._write(self._event(wall_time=time.time(), file_version="brain.Event:2"))
+
+    def goes_on(self, step: int) -> None:
+        # Readers drop, of the files before, what has this step or a later one.
+        began, first = self._session(status=self._session.START), step + 1 if step else 0
+        self._write(self._event(wall_time=time.time(), step=first, session_log=began))
 
     def _write(self, event: Any) -> None:
         self._records.write(event.SerializeToString())
@@ -92,7 +105,8 @@ class TensorBoard:
 class WeightsAndBiases:
     """A run of the project `fdql` at Weights & Biases; WANDB_MODE=offline keeps it on the disk.
 
-    Sends the metrics and the settings, no code and nothing of git.
+    Sends the metrics and the settings, no code, nothing of git, nothing of the machine. A run that
+    goes on does so there too: its id is kept in wandb/id.txt of the run folder.
     """
 
     def __init__(self, config: Config) -> None:
@@ -101,8 +115,9 @@ class WeightsAndBiases:
 
     def open(self, folder: Path) -> None:
         settings = self._wandb.Settings(
-            silent=True, console="off", disable_git=True, disable_code=True,
-            finish_timeout=FINISH_SECONDS,
+            silent=True, console="off", finish_timeout=FINISH_SECONDS, disable_git=True,
+            disable_code=True, x_disable_meta=True, x_disable_machine_info=True,
+            x_disable_stats=True, x_save_requirements=False, host="", program="",
         )  # fmt: skip
         try:
             self._run = self._wandb.init(
@@ -112,6 +127,8 @@ class WeightsAndBiases:
                 dir=str(folder),
                 config=to_dict(self._config),
                 settings=settings,
+                id=_kept_id(folder / "wandb" / "id.txt"),
+                resume="allow",
             )
         except Exception as error:  # its many: no account, no network, a file that is not writable
             raise ConfigError(
@@ -121,12 +138,27 @@ class WeightsAndBiases:
         self._run.define_metric("*", step_metric="time/total_timesteps")
         self._run.define_metric("eval/*", step_metric="eval/env_steps")
 
+    def goes_on(self, step: int) -> None:
+        pass  # what was sent stays
+
     def row(self, row: Row) -> None:
         for _, numbers in points(row):
             self._run.log(numbers)
 
     def close(self, exit_code: int) -> None:
         self._run.finish(exit_code=exit_code)
+
+
+def _kept_id(file: Path) -> str:
+    """The run's name at W&B: what the file says, else a new one, written there."""
+    if file.is_file() and not file.is_symlink():
+        found = file.read_text(encoding="utf-8", errors="replace").strip()
+        if re.fullmatch(r"[0-9a-f]{16}", found):
+            return found
+    file.parent.mkdir(exist_ok=True)
+    made = secrets.token_hex(8)
+    file.write_text(made + "\n")
+    return made
 
 
 class Trackers:
@@ -146,12 +178,21 @@ class Trackers:
             tracker.open(folder)
             self._open.append(tracker)
 
+    def goes_on(self, step: int) -> list[str]:
+        """The run goes on after `step`, 0 when it begins. Returns what is to be said of those that
+        failed.
+        """
+        return self._each(lambda tracker: tracker.goes_on(step))
+
     def row(self, row: Row) -> list[str]:
         """Hand a row of metrics on. Returns what is to be said of those that failed."""
+        return self._each(lambda tracker: tracker.row(row))
+
+    def _each(self, act: Callable[[Tracker], None]) -> list[str]:
         problems = []
         for tracker in list(self._open):
             try:
-                tracker.row(row)
+                act(tracker)
             except Exception as error:
                 self._open.remove(tracker)
                 problems.append(f"{type(tracker).__name__} gets no more metrics: {error!r}")
