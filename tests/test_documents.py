@@ -20,8 +20,7 @@ from typing import Any
 import pytest
 import tyro
 from fdql.cli import main
-from fdql.config import Config
-from fdql.config_file import to_dict
+from fdql.config_file import load_toml
 
 pytestmark = pytest.mark.timeout(600)  # the first run of all compiles the kernels
 ROOT = Path(__file__).parent.parent
@@ -101,7 +100,8 @@ def test_commands_are_understood(document: Path, tmp_path: Path, monkeypatch):
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "config.toml").write_text("seed = 1\n")
     (tmp_path / "tuned.toml").write_text("seed = 2\n")
-    assert to_dict(Config())  # and the files above are configs
+    seeds = [load_toml(p).seed for p in sorted(tmp_path.rglob("*.toml"))]
+    assert seeds == [1, 1, 2]
     lines = commands(document)
     for line in lines:
         for command in line.split("&&"):

@@ -10,17 +10,19 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fdql.history
 import numpy as np
 import pytest
 import tomli_w
 from fdql.cli import main
 from fdql.config import ConfigError
-from fdql.history import Curve, find_runs, groups
-from fdql.page import page
-from fdql.plot import draw, mean_over
+from fdql.history import Curve, find_runs, groups, load_history
+from fdql.page import page, report
+from fdql.plot import draw, mean_over, read_curves
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("matplotlib") is None, reason="the extra plot is not installed"
@@ -112,11 +114,24 @@ def test_groups_differ_in_more_than_the_seed(tmp_path: Path):
     make_run(tmp_path / "b", "CartPole-v1", 0, ratio=16.0, workers=2)
     make_run(tmp_path / "p", "Pendulum-v1", 0, ratio=8.0)
     found = groups(find_runs([str(tmp_path)]))
-    assert [(g.env, g.label, len(g.runs)) for g in found] == [
+    assert [(g.env, g.label(), len(g.runs)) for g in found] == [
         ("CartPole-v1", "ratio 32.0, workers unset, 2 seeds", 2),
         ("CartPole-v1", "ratio 16.0, workers 2, seed 0", 1),
         ("Pendulum-v1", "seed 0", 1),
     ]
+
+
+def test_a_label_counts_the_runs_of_its_mean(tmp_path: Path):
+    """A run that ended with its first evaluation has no line, so the mean is of the other two."""
+    for seed in (0, 1, 2):
+        make_run(tmp_path / f"r{seed}", "CartPole-v1", seed)
+    rows = tmp_path / "r2" / "metrics.jsonl"
+    rows.write_text("\n".join(rows.read_text().splitlines()[:2]))
+    found = groups(find_runs([str(tmp_path)]))
+    read = read_curves(found, ["eval/mean_reward"])
+    assert mean_over([c["eval/mean_reward"] for c, _ in read[0]], "steps").runs == 2
+    drawn = draw(found, read, "eval/mean_reward", "steps", "svg").decode()
+    assert re.findall(r"\d of \d seeds|\d seeds", drawn) == ["2 of 3 seeds"]
 
 
 def test_runs_are_found_once(tmp_path: Path):
@@ -214,7 +229,79 @@ def test_rows_that_are_no_rows_are_passed_over(tmp_path: Path):
     (run / "metrics.jsonl").write_bytes(bad + b"\n" + good + huge)
     (found,) = find_runs([str(tmp_path)])
     assert found.curves(["eval/mean_reward"])[0]["eval/mean_reward"].values.tolist() == [1, 2]
-    assert draw(groups([found]), "eval/mean_reward", "steps", "svg").startswith(b"<?xml")
+    drawn = groups([found])
+    read = read_curves(drawn, ["eval/mean_reward"])
+    assert draw(drawn, read, "eval/mean_reward", "steps", "svg").startswith(b"<?xml")
+
+
+def test_the_metrics_of_a_run_are_read_once_for_a_page(tmp_path: Path, monkeypatch):
+    make_run(tmp_path / "r", "CartPole-v1", 0)
+    read: list[Path] = []
+    rows = fdql.history._rows
+
+    def counted(file: Path) -> Iterator[dict[str, float]]:
+        read.append(file)
+        return rows(file)
+
+    monkeypatch.setattr("fdql.history._rows", counted)
+    assert page(find_runs([str(tmp_path)])).count("<svg") > 1
+    assert read == [tmp_path / "r" / "metrics.jsonl"]
+
+
+@pytest.mark.parametrize(
+    "name", ["config.toml", "summary.json", "metrics.jsonl", "best", "best/leaderboard.json"]
+)
+def test_what_a_link_points_to_is_not_on_the_page(tmp_path: Path, name: str):
+    """A page is passed on: a stranger's run must not put files of its reader there."""
+    run, own = (make_run(tmp_path / n, "Pendulum-v1", 77) for n in ("run", "own"))
+    for file in (own / "config.toml", own / "summary.json"):
+        file.write_text(file.read_text().replace("77", '"SECRET"').replace("solved", "SECRET"))
+    (own / "best" / "leaderboard.json").write_text(
+        (own / "best" / "leaderboard.json").read_text().replace("1.5", "123456.5")
+    )
+    (own / "metrics.jsonl").write_text(
+        (own / "metrics.jsonl").read_text().replace('eval/mean_reward": 7', 'time/fps": 9')
+    )
+    shown = page([load_history(own)])
+    assert "SECRET" in shown
+    assert "123,456.5" in shown
+    shutil.rmtree(run / name) if name == "best" else (run / name).unlink()
+    (run / name).symlink_to(own / name)
+    shown = page([load_history(run)])
+    assert "SECRET" not in shown
+    assert "123,456.5" not in shown
+    assert ("steps per second" not in shown) or name != "metrics.jsonl"
+
+
+def test_films_behind_a_link_are_not_on_the_page(tmp_path: Path):
+    run, own = make_run(tmp_path / "run", "CartPole-v1", 0), tmp_path / "own"
+    own.mkdir()
+    (own / "a.mp4").write_bytes(b"\0\0\0\x20ftyp")
+    (run / "videos").symlink_to(own)
+    assert load_history(run).videos == []
+
+
+def test_a_page_of_strange_text_is_written(tmp_path: Path):
+    run = make_run(tmp_path / "run", "CartPole-v1", 0)
+    (run / "summary.json").write_text('{"problem": "\\ud800", "exit_reason": "half"}')
+    assert report([str(run)], tmp_path / "p.html").endswith("p.html")
+    assert "half" in (tmp_path / "p.html").read_text()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a" + ".a" * 20_000 + " = 1",
+        "a = " + "[" * 500 + "]" * 500,
+        "a = 0x" + "f" * 20_000,
+        "a." * 20 + "a = 1",
+    ],
+)
+def test_settings_that_nobody_prints_cost_their_table(tmp_path: Path, text: str):
+    run = make_run(tmp_path / "run", "CartPole-v1", 0)
+    (run / "config.toml").write_text(text)
+    assert load_history(run).settings == {}
+    assert page([load_history(run)]).endswith("</html>\n")
 
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)

@@ -12,6 +12,7 @@ import json
 import math
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,12 @@ from numpy.typing import NDArray
 
 from fdql.checkpoint import CheckpointError
 from fdql.config import ConfigError
-from fdql.leaderboard import Entry, read
+from fdql.leaderboard import INDEX, Entry, read
 
 LARGEST = 1 << 24  # bytes of a settings file or a summary
 DEPTH = 3  # folders below an argument in which runs are looked for
+DEEPEST = 16  # tables and lists within each other
+MOST_BITS = 4096  # of an integer
 NOT_COMPARED = ("seed", "run_dir", "trace_seconds", "tensorboard", "wandb")
 
 
@@ -58,7 +61,8 @@ class History:
     @property
     def videos(self) -> list[Path]:
         """Its videos, the newest last; no link to a file elsewhere, nothing that is no MP4."""
-        found = [p for p in (self.path / "videos").glob("*.mp4") if _is_film(p)]
+        folder = self.path / "videos"
+        found = [] if folder.is_symlink() else [p for p in folder.glob("*.mp4") if _is_film(p)]
         return sorted(found, key=lambda p: p.stat().st_mtime)
 
     def curves(self, keys: Iterable[str]) -> tuple[dict[str, Curve], set[str]]:
@@ -91,6 +95,8 @@ def _curve(points: Sequence[tuple[float, float, float]]) -> Curve:
 
 def _rows(file: Path) -> Iterator[dict[str, float]]:
     """The finite numbers of each row; a row that is cut or damaged is passed over."""
+    if file.is_symlink():
+        return
     try:
         lines = file.open("rb")
     except OSError:
@@ -132,23 +138,40 @@ def _is_film(file: Path) -> bool:
 
 
 def _table(file: Path) -> dict[str, Any]:
-    """A JSON or TOML file that holds a table; {} when there is none that can be read."""
+    """A JSON or TOML file that holds a table; {} when there is none that can be read. A link is
+    none: what it shows goes on a page that is passed on.
+    """
     try:
-        if file.stat().st_size > LARGEST:
+        if file.is_symlink() or not file.is_file() or file.stat().st_size > LARGEST:
             return {}
         text = file.read_text(encoding="utf-8")
         values = tomllib.loads(text) if file.suffix == ".toml" else json.loads(text)
     except (OSError, ValueError, RecursionError):
         return {}
-    return values if isinstance(values, dict) else {}
+    return values if isinstance(values, dict) and _shown(values) else {}
+
+
+def _shown(values: dict[str, Any]) -> bool:
+    """False where text cannot be made of it all: nested too deep, an integer too long for Python to
+    print.
+    """
+    layer: list[Any] = [values]
+    for _ in range(DEEPEST):
+        inner = [v for table in layer for v in (table.values() if type(table) is dict else table)]
+        if any(isinstance(v, int) and v.bit_length() > MOST_BITS for v in inner):
+            return False
+        layer = [v for v in inner if isinstance(v, dict | list)]
+        if not layer:
+            return True
+    return False
 
 
 def load_history(path: Path) -> History:
     """Read a run folder, curves aside."""
-    try:
-        leaderboard = read(path / "best")
-    except CheckpointError:
-        leaderboard = []
+    best, leaderboard = path / "best", list[Entry]()
+    if not best.is_symlink() and not (best / INDEX).is_symlink():
+        with suppress(CheckpointError):
+            leaderboard = read(best)
     settings = flat(_table(path / "config.toml"))
     return History(path, settings, _table(path / "summary.json"), leaderboard)
 
@@ -175,15 +198,23 @@ def find_runs(arguments: Iterable[str]) -> list[History]:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Runs of one environment that differ in nothing but the seed."""
+    """Runs of one environment that differ in nothing but the seed. apart: the settings that set it
+    apart from the others of the environment.
+    """
 
     env: str
-    label: str
+    apart: list[str]
     runs: list[History]
+
+    def label(self, used: int | None = None) -> str:
+        """What sets it apart, and its seeds; `used`: a mean has so many of them."""
+        n = len(self.runs)
+        seeds = f"seed {self.runs[0].settings.get('seed', '?')}" if n == 1 else f"{n} seeds"
+        return ", ".join([*self.apart, seeds if used in (None, n) else f"{used} of {seeds}"])
 
 
 def groups(runs: Sequence[History]) -> list[Group]:
-    """Runs that share environment and settings, each labelled by what sets it apart."""
+    """Runs that share environment and settings."""
     by_settings: dict[str, list[History]] = {}
     for run in runs:
         by_settings.setdefault(repr(sorted(_compared(run).items())), []).append(run)
@@ -194,10 +225,8 @@ def groups(runs: Sequence[History]) -> list[Group]:
         others = [_compared(g[0]) for g in found if g[0].env == members[0].env]
         keys = [k for k in own if any(o.get(k) != own[k] for o in others)]
         keys += [k for o in others for k in o if k not in own and k not in keys]
-        parts = [f"{k} {own[k]}" if k in own else f"{k} unset" for k in dict.fromkeys(keys)]
-        n = len(members)
-        parts.append(f"{n} seeds" if n > 1 else f"seed {members[0].settings.get('seed', '?')}")
-        out.append(Group(members[0].env, ", ".join(parts), members))
+        apart = [f"{k} {own[k]}" if k in own else f"{k} unset" for k in dict.fromkeys(keys)]
+        out.append(Group(members[0].env, apart, members))
     return out
 
 

@@ -18,7 +18,7 @@ from fdql.checkpoint import write_bytes
 from fdql.config import ConfigError
 from fdql.extras import require
 from fdql.history import Group, History, find_runs, groups, is_number
-from fdql.plot import draw
+from fdql.plot import draw, read_curves
 
 LONGEST_TEXT = 300  # characters of one value
 LONGEST_TABLE = 400  # rows
@@ -114,9 +114,10 @@ def _score(s: Mapping[str, Any]) -> str:
 
 def _figures(found: Sequence[Group]) -> str:
     out = []
+    curves = read_curves(found, [key for key, _, _ in CURVES])
     for key, x, heading in CURVES:
         try:
-            svg = draw(found, key, x, "svg").decode()
+            svg = draw(found, curves, key, x, "svg").decode()
         except ConfigError:
             continue  # no run has this value, a serial one no duty cycle
         svg = svg[svg.index("<svg") :]  # without the XML declaration and document type
@@ -231,7 +232,7 @@ def report(runs: Sequence[str], out: Path) -> str:
     if out.suffix.lower() != ".html":
         raise ConfigError(f"out = {str(out)!r}: must end in .html; report.html works")
     found = find_runs(runs)
-    data = page(found).encode()
+    data = page(found).encode("utf-8", "replace")  # half a surrogate, from a file, has no code
     try:
         write_bytes(out, data)
     except OSError as error:

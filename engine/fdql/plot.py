@@ -30,8 +30,9 @@ F64 = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Mean:
-    """Mean over runs where all of them have values, and its 95 % interval; arrays (GRID,)."""
+    """Mean over `runs` runs where all have values, and its 95 % interval; arrays (GRID,)."""
 
+    runs: int
     x: F64
     mean: F64
     low: F64
@@ -53,21 +54,33 @@ def mean_over(curves: Sequence[Curve], x: str) -> Mean | None:
     n = len(usable)
     half = t_quantile(n - 1) * values.std(axis=0, ddof=1) / math.sqrt(n)
     mean = values.mean(axis=0)
-    return Mean(grid, mean, mean - half, mean + half)
+    return Mean(n, grid, mean, mean - half, mean + half)
 
 
-def draw(found: Sequence[Group], key: str, x: Literal["steps", "seconds"], kind: str) -> bytes:
+Read = list[list[tuple[dict[str, Curve], set[str]]]]
+
+
+def read_curves(found: Sequence[Group], keys: Sequence[str]) -> Read:
+    """Of every group and run in it the curves of `keys`, and every key that has numbers: one pass
+    over each run's metrics.
+    """
+    return [[run.curves(keys) for run in group.runs] for group in found]
+
+
+def draw(
+    found: Sequence[Group], curves: Read, key: str, x: Literal["steps", "seconds"], kind: str
+) -> bytes:
     """A figure of `key`: a panel for each environment, a colour for each group, a thin line for
     each run; where there are several seeds a thick one for their mean, and its 95 % interval.
 
-    kind  png or svg
+    curves  of the groups, `key` among them: read_curves
+    kind    png or svg
 
     Raises ConfigError for a key that no run has, or when matplotlib is not installed.
     """
     matplotlib = require("matplotlib", "plot", "fdql plot")
     from matplotlib.figure import Figure  # type: ignore[import-not-found, unused-ignore]
 
-    curves = [[run.curves([key]) for run in group.runs] for group in found]
     if not any(len(c[key].values) for of_group in curves for c, _ in of_group):
         raise unknown_key(key, {k for of_group in curves for _, known in of_group for k in known})
     envs = list(dict.fromkeys(group.env for group in found))
@@ -87,7 +100,7 @@ def draw(found: Sequence[Group], key: str, x: Literal["steps", "seconds"], kind:
             here = [(g, c) for g, c in zip(found, curves, strict=True) if g.env == env]
             for i, (group, of_group) in enumerate(here):
                 of_key = [c[key] for c, _ in of_group]
-                _draw_group(panel, group.label, of_key, x, COLOURS[i % len(COLOURS)])
+                _draw_group(panel, group, of_key, x, COLOURS[i % len(COLOURS)])
             panel.set_title(env[:60])
             panel.set_xlabel("environment steps" if x == "steps" else "seconds")
             panel.set_ylabel(key)
@@ -101,19 +114,20 @@ def draw(found: Sequence[Group], key: str, x: Literal["steps", "seconds"], kind:
     return out.getvalue()
 
 
-def _draw_group(panel: Any, label: str, curves: Sequence[Curve], x: str, colour: str) -> None:
+def _draw_group(panel: Any, group: Group, curves: Sequence[Curve], x: str, colour: str) -> None:
     mean = mean_over(curves, x)
+    label = group.label(len(curves) if mean is None else mean.runs)[:120]
     for curve in curves:
         width = 1.6 if mean is None else 0.7
         marker = "o" if len(curve.values) == 1 else None  # a single point is no line
         alpha = 1.0 if mean is None else 0.45
         panel.plot(
             curve.over(x), curve.values, color=colour, linewidth=width, alpha=alpha, marker=marker,
-            markersize=4, label=label[:120] if curve is curves[0] and mean is None else "_",
+            markersize=4, label=label if curve is curves[0] and mean is None else "_",
         )  # fmt: skip
     if mean is not None:
         panel.fill_between(mean.x, mean.low, mean.high, color=colour, alpha=0.18, linewidth=0)
-        panel.plot(mean.x, mean.mean, color=colour, linewidth=1.8, label=label[:120])
+        panel.plot(mean.x, mean.mean, color=colour, linewidth=1.8, label=label)
 
 
 def plot(runs: Sequence[str], key: str, x: Literal["steps", "seconds"], out: Path) -> str:
@@ -127,7 +141,8 @@ def plot(runs: Sequence[str], key: str, x: Literal["steps", "seconds"], out: Pat
             f"out = {str(out)!r}: must end in .png or .svg; {out.stem or 'plot'}.png works"
         )
     found = find_runs(runs)
-    picture = draw(groups(found), key, x, kind)
+    grouped = groups(found)
+    picture = draw(grouped, read_curves(grouped, [key]), key, x, kind)
     try:
         write_bytes(out, picture)
     except OSError as error:

@@ -1,4 +1,5 @@
-"""Files from strangers: mutations of a policy file, a leaderboard, a config and a checkpoint.
+"""Files from strangers: mutations of a policy file, a leaderboard, a config, a checkpoint, and of
+a run's other files when it goes on or is put on a page.
 
     python tests/stress/fuzz_files.py --mutations 1000 [--seed 0]
 
@@ -38,7 +39,9 @@ from fdql.checkpoint import CheckpointError, save_tensors  # noqa: E402
 from fdql.checkpoint_folder import CheckpointFolder  # noqa: E402
 from fdql.config import BadValueError, Config, ConfigError  # noqa: E402
 from fdql.config_file import load_toml, to_dict  # noqa: E402
+from fdql.history import load_history  # noqa: E402
 from fdql.leaderboard import Entry, Leaderboard  # noqa: E402
+from fdql.page import page  # noqa: E402
 from fdql.play import load  # noqa: E402
 from fdql.proc.loader import Loader  # noqa: E402
 from fdql.proc.memory import RunMemory  # noqa: E402
@@ -51,9 +54,10 @@ from plans import small_config, small_plan  # noqa: E402
 
 ROOM = 256 << 20  # bytes that loading a file of some kilobytes may take
 NASTY: list[Any] = [
-    None, True, 0, -1, 3, 2**31, 2**63, 2**64, -(2**63), 10**30, 1e308, -1e308, 0.5, float("nan"),
-    float("inf"), "", "x", "__import__('os').abort()", "os:abort", "../../../etc/passwd",
-    "/etc/passwd", "a" * 10_000, "\ud800", [], [0], [[]], {}, {"x": 1}, [2**40] * 3,
+    None, True, 0, -1, 3, 2**31, 2**63, 2**64, -(2**63), 10**30, 10**400, 1e308, -1e308, 0.5,
+    float("nan"), float("inf"), "", "x", "__import__('os').abort()", "os:abort",
+    "../../../etc/passwd", "/etc/passwd", "a" * 10_000, "\ud800", [], [0], [[]], {},
+    {"x": 1}, [2**40] * 3,
 ]  # fmt: skip
 FORBIDDEN = (
     "exec", "compile", "subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork",
@@ -153,8 +157,11 @@ class Target:
         if rng.random() < 0.5:
             file.write_bytes(scrambled(data, rng))
             return file
-        if file.suffix == ".json":
-            text = json.dumps(twisted(json.loads(data), rng))
+        if file.suffix in (".json", ".jsonl"):
+            whole = file.suffix == ".json"
+            texts = [data] if whole else data.splitlines()
+            tables = twisted([json.loads(text) for text in texts], rng)
+            text = "\n".join(map(json.dumps, tables))
             file.write_bytes(text.encode("utf-8", "surrogatepass"))
         elif file.suffix == ".toml":
             import tomllib
@@ -227,6 +234,29 @@ def checkpoint(folder: Path) -> Target:
     return Target("checkpoint", [f for f in sorted(where.rglob("*")) if f.is_file()], restore)
 
 
+def on_a_page(folder: Path) -> Target:
+    """A run's files as `fdql report` takes them. Few values: a figure takes its time."""
+    run = folder / "shown"
+    run.mkdir()
+    (run / "config.toml").write_text(tomli_w.dumps(to_dict(Config())))
+    share = {"per_second": 1.0, "share": 0.5, "p50": 1.0, "p99": 2.0, "p99.9": 3.0}
+    account = {"busy": 0.6, "waiting": 0.3, "stages_us": {"update": share}, "waits_us": {}}
+    summary = {"exit_reason": "solved", "problem": "none", "eval_return_interval": [1.0, 2.0],
+               "first_time_at_stop_return": {"seconds": 1.0}, "env_steps": 3,
+               "processes": {"trainer": account}, "bottleneck": "none"}  # fmt: skip
+    (run / "summary.json").write_text(json.dumps(summary))
+    rows = [
+        {"time/time_elapsed": i, "time/total_timesteps": 9 * i, "engine/duty_cycle": 0.5}
+        for i in range(4)
+    ]
+    (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+    def show() -> None:
+        page([load_history(run)]).encode("utf-8", "replace")
+
+    return Target("run on a page", [f for f in sorted(run.iterdir())], show)
+
+
 def targets(folder: Path) -> list[Target]:
     """One of each kind, small."""
     made = []
@@ -250,7 +280,7 @@ def targets(folder: Path) -> list[Target]:
     config = folder / "config.toml"
     config.write_text(tomli_w.dumps(to_dict(Config(workers=2, ratio=8.0, run_dir="x"))))
     made.append(Target("config", [config], lambda: load_toml(config)))
-    made.append(checkpoint(folder))
+    made += [checkpoint(folder), on_a_page(folder)]
     return made
 
 
