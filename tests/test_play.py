@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fdql.config import ConfigError
+from fdql.checkpoint import save_tensors
+from fdql.cli import main
+from fdql.config import ConfigError, EvalConfig
 from fdql.envs import describe, make_env
 from fdql.play import Policy, evaluate, policy_from
 from gymnasium.wrappers import FrameStackObservation
@@ -25,7 +27,7 @@ class Recording:
 def policy_of(name: str) -> tuple[Any, Any, Recording]:
     made, network = make_env(f"own_envs:{name}"), Recording()
     spec = describe(f"own_envs:{name}", made)
-    return made, Policy(spec, {}, 0.99, network, None), network  # type: ignore[arg-type]
+    return made, Policy(spec, {}, 0.99, 27_000, network, None), network  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["Picture", "Coloured"])
@@ -98,3 +100,19 @@ def test_predict_takes_one_observation_or_any_number(tmp_path, env, obs, action,
     made.reset(seed=0)
     made.step(policy.predict(one))  # what it gives the environment takes
     made.close()
+
+
+def test_episodes_are_cut_where_the_run_cut_them(tmp_path, capsys):
+    """Pendulum's have 200 steps; scores over 50 are not comparable with those."""
+    plan = small_plan("Pendulum-v1", tmp_path, eval=EvalConfig(episodes=2, longest_episode=50))
+    weights, facts = np.zeros(plan.policy_size, dtype=np.float32), plan.policy_facts()
+    file = tmp_path / "policy.safetensors"
+    save_tensors(file, {"policy": weights}, facts)
+    assert main(["eval", str(file), "--episodes", "2"]) == 0
+    assert "mean length 50); 2 cut after 50 steps" in capsys.readouterr().out
+    del facts["longest_episode"]  # a policy from before it was said
+    whole = evaluate(policy_from(facts, weights), episodes=2)
+    assert (whole.lengths.tolist(), whole.cut) == ([200, 200], 0)
+    for wrong in (0, True, "50", 1e3):
+        with pytest.raises(ValueError, match="its longest episode is"):
+            policy_from(facts | {"longest_episode": wrong}, weights)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fdql.checkpoint import CheckpointError, load_tensors
-from fdql.config import ConfigError, ExploreConfig
+from fdql.config import ConfigError, EvalConfig, ExploreConfig
 from fdql.envs import MOST_COMPONENTS, ActionScale, EnvSpec, describe, make_env
 from fdql.facts import from_facts
 from fdql.frames import image_layout, to_rows
@@ -28,6 +28,7 @@ class Policy:
     env     what it was trained on
     facts   what its file says: updates, env_steps, return
     discount  that it was trained with
+    longest_episode  steps after which its run cut an evaluation episode; later ones are cut there
     network   its forward pass
     explorer  draws from the policy, for predict(deterministic=False)
     """
@@ -35,6 +36,7 @@ class Policy:
     env: EnvSpec
     facts: dict[str, Any]
     discount: float
+    longest_episode: int
     network: acting.Policy
     explorer: acting.Explorer
 
@@ -140,6 +142,10 @@ def policy_from(facts: dict[str, Any], flat: NDArray[Any]) -> Policy:
     discount = facts["discount"]
     if not isinstance(discount, float) or not 0.0 <= discount < 1.0:
         raise ValueError(f"its discount is {discount!r}, not in [0, 1)")
+    # Policies from before it was said were played to the default.
+    longest = facts.get("longest_episode", EvalConfig().longest_episode)
+    if type(longest) is not int or longest < 1:
+        raise ValueError(f"its longest episode is {str(longest)[:40]!r}, not a number of steps")
     env = EnvSpec.from_dict(facts["env"])
     net = from_facts(NetSpec, {**facts["net"], **env.net_inputs})
     _check(env, net)
@@ -148,7 +154,7 @@ def policy_from(facts: dict[str, Any], flat: NDArray[Any]) -> Policy:
     plain = acting.Explorer(
         net, ExploreConfig(policy_hold_longest=1), 1, np.zeros(1, dtype=np.bool_), 0
     )
-    return Policy(env, facts, discount, acting.Policy(net, flat), plain)
+    return Policy(env, facts, discount, longest, acting.Policy(net, flat), plain)
 
 
 def _check(env: EnvSpec, net: NetSpec) -> None:
@@ -205,4 +211,5 @@ def evaluate(
     if episodes < 1:
         raise ConfigError(f"episodes = {episodes}: must be at least 1; 20 works")
     spec = environment_of(policy, env)
-    return play(policy.network, spec, episodes, seed, policy.discount)
+    longest = policy.longest_episode
+    return play(policy.network, spec, episodes, seed, policy.discount, longest)

@@ -39,6 +39,7 @@ def run(words: list[str]) -> int:
         f"{result.mean:.1f} +- {result.std:.1f} over {a.episodes} episodes "
         f"({interval}min {result.returns.min():.1f}, max {result.returns.max():.1f}, "
         f"mean length {result.lengths.mean():.0f})"
+        + (f"; {result.cut} cut after {policy.longest_episode:,} steps" if result.cut else "")
     )
     if a.video:
         from pathlib import Path

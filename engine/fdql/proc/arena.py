@@ -32,12 +32,14 @@ class Evaluation:
 
     discounted  discounted sum of what the learner counts as reward until what it counts as the end
     values      Q of the first observation and action, scaled reward units
+    cut         episodes that were not over after the longest that is allowed
     """
 
     returns: NDArray[np.float64]
     lengths: NDArray[np.int64]
     discounted: NDArray[np.float64]
     values: NDArray[np.float32]
+    cut: int = 0
 
     def q_bias(self, reward_scale: float) -> float:
         """Mean of Q less what came of it, scaled reward units: above 0, critics promise too much.
@@ -94,7 +96,7 @@ class Arena:
         discounted, values = np.zeros(self.episodes), np.zeros(self.episodes, dtype=np.float32)
         weight = np.ones(self.episodes)  # of the next reward in the discounted sum
         episode = list(range(n))  # that each environment is playing
-        started, self.ended = n, 0
+        started, self.ended, cut = n, 0, 0
         for i in range(n):
             if i and not goes_on():  # asked, and so seen alive, between two that may take long
                 return None
@@ -128,13 +130,14 @@ class Arena:
                     self.stacks.push(i, self._row(step, e, int(lengths[e])))
                     continue
                 self.ended += 1
+                cut += not (terminated or truncated)
                 if started < self.episodes:
                     episode[i] = started
                     self._reset(i, started)
                     started += 1
                 else:
                     live.remove(i)
-        return Evaluation(returns, lengths, discounted, values)
+        return Evaluation(returns, lengths, discounted, values, cut)
 
     def _reset(self, i: int, episode: int) -> None:
         first, info = self.envs[i].reset(seed=self.seeds[episode])
@@ -165,10 +168,11 @@ class Arena:
 
 
 def play(
-    policy: Policy, env: EnvSpec, episodes: int, seed: int, discount: float,
-    longest: int = 27_000,
-) -> Evaluation:  # fmt: skip
-    """One evaluation of a finished policy, in environments made for it."""
+    policy: Policy, env: EnvSpec, episodes: int, seed: int, discount: float, longest: int
+) -> Evaluation:
+    """One evaluation of a finished policy, in environments made for it; episodes that do not end
+    are cut after `longest` steps.
+    """
     arena = Arena(env, start_seeds(seed, AFTERWARDS, episodes), longest, discount)
     try:
         result = arena.play(policy, lambda: True)
