@@ -25,6 +25,7 @@ from fdql.config_file import load_toml
 pytestmark = pytest.mark.timeout(600)  # the first run of all compiles the kernels
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs" / "guides").glob("*.md"))]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("bench/*.md")])
 _BLOCK = re.compile(r"^```(\w*)([^\n]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 # Before the blocks of a document: `train` as it is, but short and in one process.
@@ -69,6 +70,22 @@ def test_python_blocks_run(document: Path, tmp_path: Path):
         cwd=tmp_path, capture_output=True, text=True, timeout=590,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("document", PAGES, ids=lambda d: d.name)
+def test_tables_are_whole(document: Path):
+    """Every row has as many cells as its head, for a bar ends a cell even in code; and nothing in
+    angle brackets, which a page takes for an element and does not show.
+    """
+    bars = None  # of the table's head
+    for line in re.sub(_BLOCK, "", document.read_text()).splitlines():
+        if not line.startswith("|"):
+            bars = None
+            continue
+        found = len(re.findall(r"(?<!\\)\|", line))
+        bars = bars or found
+        assert found == bars, line
+        assert not re.search(r"<\w", re.sub(r"`[^`]*`", "", line)), line
 
 
 class Parsed(Exception):
