@@ -172,7 +172,7 @@ def test_pictures_are_for_terminals_that_show_them(monkeypatch, out, variables, 
     board = Board("t")
     board.show(ROW, ACCOUNTS, LONGEST, PROGRESS)
     board.close()
-    assert ("stage" in shown.getvalue(), "\x1b" in shown.getvalue()) == (live, live)
+    assert ("temperature" in shown.getvalue(), "\x1b" in shown.getvalue()) == (live, live)
     assert ("3,000 steps" in shown.getvalue()) is not live
 
 

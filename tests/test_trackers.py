@@ -88,8 +88,8 @@ def test_tensorboard_shows_what_a_resumed_run_made_again_once(tmp_path: Path):
     for step in (1500, 2500):
         folder.metrics(ROW | {"time/total_timesteps": step, "time/fps": 9.0})
     folder.close()
-    shown = EventAccumulator(str(run / "tensorboard")).Reload().Tensors("time/fps")
-    assert [(e.step, e.tensor_proto.float_val[0]) for e in shown] == [
+    shown = EventAccumulator(str(run / "tensorboard")).Reload().Scalars("time/fps")
+    assert [(e.step, e.value) for e in shown] == [
         (1000, 800.5), (1500, 9.0), (2500, 9.0),
     ]  # fmt: skip
 

@@ -27,6 +27,7 @@ from fdql.leaderboard import INDEX, Entry, read
 LARGEST = 1 << 24  # bytes of a settings file or a summary
 DEPTH = 3  # folders below an argument in which runs are looked for
 DEEPEST = 16  # tables and lists within each other
+MOST_DOTS = 256  # in a line of TOML: the time to read a key grows with the square of its parts
 MOST_BITS = 4096  # of an integer
 NOT_COMPARED = ("seed", "run_dir", "trace_seconds", "tensorboard", "wandb")
 
@@ -145,6 +146,8 @@ def _table(file: Path) -> dict[str, Any]:
         if file.is_symlink() or not file.is_file() or file.stat().st_size > LARGEST:
             return {}
         text = file.read_text(encoding="utf-8")
+        if file.suffix == ".toml" and any(s.count(".") > MOST_DOTS for s in text.splitlines()):
+            return {}
         values = tomllib.loads(text) if file.suffix == ".toml" else json.loads(text)
     except (OSError, ValueError, RecursionError):
         return {}
