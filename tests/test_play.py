@@ -27,7 +27,7 @@ class Recording:
 def policy_of(name: str) -> tuple[Any, Any, Recording]:
     made, network = make_env(f"own_envs:{name}"), Recording()
     spec = describe(f"own_envs:{name}", made)
-    return made, Policy(spec, {}, 0.99, 27_000, network, None), network  # type: ignore[arg-type]
+    return made, Policy(spec, {}, 0.99, network, None), network  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["Picture", "Coloured"])

@@ -28,17 +28,17 @@ class Policy:
     env     what it was trained on
     facts   what its file says: updates, env_steps, return
     discount  that it was trained with
-    longest_episode  steps after which its run cut an evaluation episode; later ones are cut there
     network   its forward pass
     explorer  draws from the policy, for predict(deterministic=False)
+    longest_episode  steps after which its run cut an evaluation episode; later ones are cut there
     """
 
     env: EnvSpec
     facts: dict[str, Any]
     discount: float
-    longest_episode: int
     network: acting.Policy
     explorer: acting.Explorer
+    longest_episode: int = EvalConfig().longest_episode
 
     def predict(self, obs: NDArray[Any], deterministic: bool = True) -> NDArray[Any]:
         """The environment's action for one observation (shape of the space) or many (one more axis
@@ -154,7 +154,7 @@ def policy_from(facts: dict[str, Any], flat: NDArray[Any]) -> Policy:
     plain = acting.Explorer(
         net, ExploreConfig(policy_hold_longest=1), 1, np.zeros(1, dtype=np.bool_), 0
     )
-    return Policy(env, facts, discount, longest, acting.Policy(net, flat), plain)
+    return Policy(env, facts, discount, acting.Policy(net, flat), plain, longest)
 
 
 def _check(env: EnvSpec, net: NetSpec) -> None:
