@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import json
 import os
@@ -11,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from fdql import checks, doctor, requirements
+from fdql import checks, doctor, registry, requirements
 from fdql.checks import Finding
 from fdql.doctor import examine, healthy
 
@@ -104,6 +105,21 @@ def test_requirements_without_a_checkout_come_from_the_metadata(monkeypatch):
     assert requirements.extras() == {"plot": ["matplotlib"]}
     assert requirements.install("plot") == 'pip install "fdql[plot]"'
     assert requirements.pinned() == {}
+
+
+@pytest.mark.skipif(not requirements.in_checkout(), reason="needs the checkout")
+def test_every_extra_that_is_recommended_exists():
+    """In registry and doctor, and in calls of require, missing and install."""
+    place = {"require": 1, "missing": 1, "install": 0}
+    named = {*registry._EXTRAS.values(), *(extra for _, extra in registry._PLUGINS.values())}
+    for file in Path(doctor.__file__).parent.rglob("*.py"):
+        for call in ast.walk(ast.parse(file.read_text())):
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Name):
+                arg = call.args[at : at + 1] if (at := place.get(call.func.id, 99)) < 99 else []
+                named |= {a.value for a in arg if isinstance(a, ast.Constant)}
+    assert named >= {"mujoco", "onnx", "plot", "tensorboard", "wandb", "video"}
+    declared = requirements._declared().keys()
+    assert named | set(doctor.ENVIRONMENTS) | {"envs"} <= declared
 
 
 @pytest.mark.skipif(not requirements.in_checkout(), reason="needs the checkout")
