@@ -4,7 +4,8 @@
         on_step_every = 10_000
 
         def on_step(self, snapshot):
-            return snapshot.metrics["rollout/ep_rew_mean"] < 400   # False ends the run
+            # False ends the run; there is no mean before an episode has ended
+            return snapshot.metrics.get("rollout/ep_rew_mean", 0) < 400
 
     fdql.train(fdql.Config(), callbacks=[Stop()])
 
@@ -18,8 +19,9 @@ from __future__ import annotations
 
 import traceback
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,18 +93,30 @@ class Callback:
         """Called at the end, however it came, before the summary is written."""
 
 
-def check(callbacks: Sequence[Callback]) -> None:
-    """Raises ConfigError for what is no callback, and for an interval that cannot be."""
-    for callback in callbacks:
+def checked(callbacks: Callback | Sequence[Callback]) -> list[Callback]:
+    """The callbacks; one alone is taken too. Raises ConfigError for what is no callback, and for an
+    interval that cannot be.
+    """
+    if isinstance(callbacks, Callback):
+        callbacks = [callbacks]
+    if not isinstance(callbacks, Iterable) or isinstance(callbacks, str):
+        raise ConfigError(f"callbacks = {callbacks!r}: must be objects of fdql.Callback; [] works")
+    out = list(callbacks)
+    for callback in out:
         if not isinstance(callback, Callback):
             raise ConfigError(
                 f"callbacks: {callback!r} is no fdql.Callback; an object of a class that inherits "
                 "from it works"
             )
-        every = callback.on_step_every
-        if every is not None and every < 1:
-            name = type(callback).__name__
-            raise ConfigError(f"{name}.on_step_every = {every!r}: must be at least 1; 1000 works")
+        every, name = callback.on_step_every, type(callback).__name__
+        if every is None:
+            continue
+        if not isinstance(every, Integral) or isinstance(every, bool) or every < 1:
+            raise ConfigError(
+                f"{name}.on_step_every = {every!r}: must be a whole number of at least 1; 1000 "
+                "works"
+            )
+    return out
 
 
 class Calls:
@@ -172,7 +186,9 @@ class Calls:
         """One call; what it raises or says becomes the end of the run."""
         name = f"{type(callback).__name__}.{method}"
         try:
-            if getattr(callback, method)(*words) is False and self.end is None:
+            answer = getattr(callback, method)(*words)
+            no = isinstance(answer, (bool, np.bool_)) and not answer  # a comparison of NumPy too
+            if no and self.end is None:
                 self.report.folder.log(f"{name} returned False: the run ends")
                 self.end = "callback", None
         except Exception as error:

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from fdql.board import Board
-from fdql.callbacks import Callback, Calls, check
+from fdql.callbacks import Callback, Calls, checked
 from fdql.checkpoint import read_manifest
 from fdql.clock import monotonic
 from fdql.config import Config, ConfigError
@@ -39,12 +39,12 @@ LAST_SECONDS = 3600.0  # the evaluator may play the last policy this long
 
 
 def train(
-    config: Config, *, callbacks: Sequence[Callback] = (), quiet: bool = False,
+    config: Config, *, callbacks: Callback | Sequence[Callback] = (), quiet: bool = False,
     began: float | None = None, until_traced: bool = False, checkpoint: Path | None = None,
 ) -> RunResult:  # fmt: skip
     """Train once, as `config` says, and return how it ended.
 
-    callbacks     called beside training; see fdql.Callback
+    callbacks     one or many, called beside training; see fdql.Callback
     quiet         print nothing
     began         when the run's clock started, on fdql.clock.monotonic; None: now
     until_traced  end once the timeline is recorded
@@ -53,8 +53,11 @@ def train(
     Raises ConfigError for everything that cannot work, before anything is started or written.
     """
     began = monotonic() if began is None else began
+    if not isinstance(config, Config):
+        works = f"fdql.Config(env={config!r})" if isinstance(config, str) else "fdql.Config()"
+        raise ConfigError(f"config = {config!r}: must be a fdql.Config; {works} works")
     check_train_call(config)
-    check(callbacks)
+    callbacks = checked(callbacks)
     cores = allowed_cores()
     manifest = None if checkpoint is None else read_manifest(checkpoint)
     if manifest is None and config.run_dir is not None and os.path.lexists(config.run_dir):
