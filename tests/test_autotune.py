@@ -9,15 +9,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from fdql.autotune import autotune, given
 from fdql.budget import Account
+from fdql.cli import main
 from fdql.config import Config, ConfigError, EngineConfig, SacConfig
 from fdql.config_file import load_toml
 from fdql.machine import resolve
 from fdql.search import Search, Setting, changed, moves, open_keys, wins
-from fdql.trial import Measurement
+from fdql.trial import Measurement, timed_run
 from plans import small_config
 
 
@@ -57,7 +59,9 @@ def searched(
     def trial(config: Config) -> Measurement:
         return measurement(rate(config, next(count)), duty)
 
-    search = Search(resolve(base, cores=2), open_keys(base), 60.0, trial, lines.append)
+    search = Search(
+        resolve(base, cores=2), open_keys(base), 60.0, trial, lines.append, lambda _: 256
+    )
     search.defaults()
     search.climb(cores=2)
     return search.judge(), lines
@@ -133,9 +137,25 @@ def test_a_given_setting_is_kept():
 def test_every_move_is_a_valid_configuration(cores):
     config = resolve(Config(), cores=cores)
     for key in open_keys(Config()):
-        for value in moves(config, key, cores):
+        for value in moves(config, key, cores, 256):
             if key != "engine.groups" or config.envs_per_worker % value == 0:
                 assert changed(config, ((key, value),)) != config
+
+
+def test_a_flag_that_says_the_default_is_kept_too(monkeypatch, tmp_path):
+    kept = []
+    monkeypatch.setattr("fdql.autotune.autotune", lambda config, keep, **_: kept.extend(keep))
+    assert main(["autotune", "--engine.groups", "2", "--engine.learner_threads=1", "--seed=3"]) == 0
+    assert kept == ["engine.groups", "engine.learner_threads"]
+    assert not set(kept) & set(open_keys(Config(), kept))
+    assert len(open_keys(Config(), kept)) == len(open_keys(Config())) - 2
+
+
+def test_chunks_of_images_hold_fewer_rows():
+    config = resolve(Config(), cores=2)
+    assert moves(config, "engine.commit_rows", 2, 256) == [32, 128]
+    assert moves(config, "engine.commit_rows", 2, 64) == [32]
+    assert moves(config, "engine.commit_rows", 2, 40) == [20]
 
 
 def test_the_file_holds_what_was_given_and_what_won(tmp_path):
@@ -146,13 +166,22 @@ def test_the_file_holds_what_was_given_and_what_won(tmp_path):
     }  # fmt: skip
 
 
-def test_one_whole_search(own_environments, tmp_path, capsys):
-    config = small_config("own_envs:Counting")
+def test_one_whole_search(own_environments, tmp_path, capsys, monkeypatch):
+    config, trials = small_config("own_envs:Counting"), itertools.count()
+
+    def third_fails(*words: Any, **more: Any) -> Measurement:
+        if next(trials) == 2:
+            raise RuntimeError("no room in [/tmp/x], says [own_envs.py] :smile:")
+        return timed_run(*words, **more)
+
+    monkeypatch.setattr("fdql.autotune.timed_run", third_fails)
     out = tmp_path / "tuned.toml"
     chosen = autotune(config, seconds=10.0, out=out, force=False)
     said = capsys.readouterr().out
     for word in ("environment step", "waking a process", "update", "forward of", "defaults"):
         assert word in said
+    assert "no room in [/tmp/x], says [own_envs.py] :smile:" in said  # not taken for markup
+    assert f"fdql train --config {out} --env own_envs:Counting  uses it" in said
     assert load_toml(out) == changed(config, chosen)
     assert out.read_text().startswith("# fdql")
     assert list(tmp_path.iterdir()) == [out]

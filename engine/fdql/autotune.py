@@ -7,10 +7,12 @@ the changes that won, so that `fdql train --config` goes on from it.
 from __future__ import annotations
 
 import os
+import shlex
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from fdql.config import Config, ConfigError
 from fdql.config_file import to_dict
 from fdql.machine import allowed_cores, resolve
 from fdql.probe import probe
+from fdql.proc.memory import RunPlan
 from fdql.search import Search, Setting, changed, gain, open_keys, shown
 from fdql.stop_request import StopRequest
 from fdql.trial import Measurement, TooSlowError, timed_run
@@ -142,14 +145,19 @@ def check(config: Config, seconds: float, out: Path, force: bool) -> None:
         raise ConfigError(f"out = {str(out)!r}: {str(out.parent)!r} is not a folder to write into")
 
 
-def autotune(config: Config, *, seconds: float, out: Path, force: bool) -> Setting:
+def autotune(
+    config: Config, *, seconds: float, out: Path, force: bool, keep: Collection[str] = ()
+) -> Setting:
     """Search for about `seconds` (compiling kernels not counted), write `out`, return the changes.
+
+    keep  keys of settings that stay as they are, beside those that are not the defaults
 
     Raises ConfigError for wrong use, RuntimeError when the defaults cannot run, KeyboardInterrupt
     after Ctrl-C; then nothing is left behind.
     """
     check(config, seconds, out, force)
-    console = Console(highlight=False, soft_wrap=True)
+    # No markup: an error says [x.py] and means it.
+    console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
     cores = allowed_cores()
     env, step_us = probe(config)
     resolved = resolve(config, cores=cores, step_us=step_us, env=env)
@@ -161,9 +169,9 @@ def autotune(config: Config, *, seconds: float, out: Path, force: bool) -> Setti
     )
     with StopRequest() as stop:
         search = Search(
-            resolved, open_keys(config), seconds,
+            resolved, open_keys(config, keep), seconds,
             lambda c: timed_run(c, env, stop, window_s=window, limit_s=seconds / WARM_UPS),
-            console.print,
+            console.print, lambda c: RunPlan(config=c, env=env, run_dir="").chunk.rows,
         )  # fmt: skip
         try:
             first = search.defaults()
@@ -174,10 +182,13 @@ def autotune(config: Config, *, seconds: float, out: Path, force: bool) -> Setti
         console.print(parts(first, step_us, wake_us()), first.sentence, sep="\n")
         search.climb(cores)
         chosen = search.judge()
-    Console(highlight=False, width=TABLE_COLUMNS).print(outcome(search, chosen))
+    wide = Console(highlight=False, width=TABLE_COLUMNS, markup=False, emoji=False)
+    wide.print(outcome(search, chosen))
     console.print(verdict(search, chosen))
     write(out, config, search, chosen, force)
-    console.print(f"fdql train --config {out}  uses it")
+    # A file never decides what code runs: the module is named again.
+    again = f" --env {shlex.quote(config.env)}" if ":" in config.env else ""
+    console.print(f"fdql train --config {shlex.quote(str(out))}{again}  uses it")
     return chosen
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -65,8 +65,11 @@ def with_change(setting: Setting, key: str, value: int) -> Setting:
     return tuple(sorted([c for c in setting if c[0] != key] + [(key, value)]))
 
 
-def moves(config: Config, key: str, cores: int) -> list[int]:
-    """Values near the configuration's that can be tried for one setting, the likeliest first."""
+def moves(config: Config, key: str, cores: int, chunk_rows: int) -> list[int]:
+    """Values near the configuration's that can be tried for one setting, the likeliest first.
+
+    chunk_rows  that a chunk of this run holds: fewer for images than engine.chunk_rows
+    """
     now = value_of(config, key)
     assert config.workers is not None
     assert config.envs_per_worker is not None
@@ -81,7 +84,7 @@ def moves(config: Config, key: str, cores: int) -> list[int]:
     if key == "engine.learner_threads":
         return [3 - now] if cores > 1 and config.learner == "compiled" else []
     if key == "engine.commit_rows":
-        return [c for c in (now // 2, 2 * now) if 1 <= c <= config.engine.chunk_rows]
+        return [c for c in (min(now, chunk_rows) // 2, 2 * now) if 1 <= c <= chunk_rows]
     return [2 * now] if 2 * now <= PUBLISH_MOST else []
 
 
@@ -106,10 +109,12 @@ def wins(challenger: Sequence[float], holder: Sequence[float]) -> bool:
     return gain(challenger, holder) > max(MARGIN, spread(challenger), spread(holder))
 
 
-def open_keys(config: Config) -> list[str]:
-    """The settings that `config` leaves at their defaults: what is given is kept."""
+def open_keys(config: Config, keep: Collection[str] = ()) -> list[str]:
+    """The settings that may be changed: those that `config` leaves at their defaults and `keep`
+    does not name.
+    """
     plain = Config()
-    given = []
+    given = list(keep)
     for key in KEYS:
         group, _, name = key.rpartition(".")
         here, there = (config.engine, plain.engine) if group else (config, plain)
@@ -125,14 +130,15 @@ class Search:
     keys     the settings that may be changed
     trial    runs one configuration: timed_run with everything else bound
     note     called with a line for the user
+    rows     rows that a chunk holds in a run of a configuration
     """
 
     def __init__(
         self, config: Config, keys: Sequence[str], seconds: float, trial: Trial,
-        note: Callable[[str], None],
+        note: Callable[[str], None], rows: Callable[[Config], int],
     ) -> None:  # fmt: skip
         self.config, self.keys, self.seconds = config, keys, seconds
-        self.trial, self.note = trial, note
+        self.trial, self.note, self.rows = trial, note, rows
         self.runs: dict[Setting, list[float]] = {}
         self.measured: dict[Setting, list[Measurement]] = {}
         self.failed: dict[Setting, str] = {}
@@ -199,10 +205,12 @@ class Search:
 
     def _neighbours(self, key: str, cores: int) -> Iterator[Setting]:
         config, threads = changed(self.config, self.best), "engine.learner_threads"
-        settings = [with_change(self.best, key, value) for value in moves(config, key, cores)]
+        rows = self.rows(config)
+        values = moves(config, key, cores, rows)
+        settings = [with_change(self.best, key, value) for value in values]
         if key == "workers" and threads in self.keys:
             # Both divide the cores: changes that lose alone may win together.
-            for value in moves(config, threads, cores):
+            for value in moves(config, threads, cores, rows):
                 settings += [with_change(s, threads, value) for s in list(settings)]
         for setting in settings:
             if setting not in self.runs and setting not in self.failed:
