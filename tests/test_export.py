@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
+from fdql import load, train
 from fdql.commands import export as command
 from fdql.config import ConfigError, ExploreConfig
 from fdql.envs import describe, make_env
@@ -15,6 +17,7 @@ from fdql.export import IR_VERSION, OPSET, export
 from fdql.play import Policy
 from fdql.sac import policy as acting
 from fdql.sac.nets import NetSpec, policy_shapes, size_of, views
+from plans import small_config
 
 onnxruntime: Any = pytest.importorskip("onnxruntime")
 onnx: Any = pytest.importorskip("onnx")
@@ -120,12 +123,20 @@ def test_the_model_says_what_it_is(tmp_path: Path):
 
 
 def test_actions_stay_within_the_bounds(tmp_path: Path):
+    """In units where half a rounding error below the lower bound is below it in float32 too."""
     policy = random_policy("Pendulum-v1", 3)
-    views(policy.network.snapshot, policy_shapes(policy.network.spec))["actor.b2"][:] = 50.0
+    low, high = np.float32(1e-3), np.float32(1e5)
+    bounds = dataclasses.replace(policy.env, low=(float(low),), high=(float(high),))
+    policy = dataclasses.replace(policy, env=bounds)
+    views(policy.network.snapshot, policy_shapes(policy.network.spec))["actor.w2"][:] *= 30
     export(policy, tmp_path / "p.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "p.onnx", providers=["CPUExecutionProvider"])
-    (got,) = session.run(None, {"observation": np.zeros((1, 3), dtype=np.float32)})
-    assert got.tolist() == [[2.0]]
+    obs = np.random.default_rng(0).standard_normal((20_000, 3), dtype=np.float32) * 4
+    (got,) = session.run(None, {"observation": obs})
+    assert (got.min(), got.max()) == (low, high)
+    assert 100 < (got == low).sum() < 15_000  # at and near both ends
+    assert 100 < (got == high).sum() < 15_000
+    assert np.abs(got - policy.predict(obs)).max() < 1e-5 * high
 
 
 def test_a_file_is_not_overwritten_and_a_missing_folder_is_named(tmp_path: Path):
@@ -147,8 +158,17 @@ def test_without_the_extra_the_command_names_it(tmp_path: Path, monkeypatch):
         export(random_policy("Pendulum-v1", 0), tmp_path / "p.onnx")
 
 
-def test_the_command_exports_a_run(tmp_path: Path, monkeypatch, capsys):
-    monkeypatch.setattr("fdql.play.load", lambda run, which: random_policy("CartPole-v1", 0))
-    assert command.run(["some-run", "--out", str(tmp_path / "x.onnx")]) == 0
-    assert "CartPole-v1" in capsys.readouterr().out
-    assert (tmp_path / "x.onnx").stat().st_size > 1000
+def test_the_command_exports_a_run(tmp_path: Path, capsys):
+    """With the statistics that it learned of its observations."""
+    run, file = tmp_path / "run", tmp_path / "x.onnx"
+    config = small_config("Pendulum-v1", serial=True, total_timesteps=400, run_dir=str(run))
+    assert train(config, quiet=True).exit_code == 0
+    assert command.run([str(run), "--out", str(file)]) == 0
+    assert "Pendulum-v1" in capsys.readouterr().out
+    policy = load(run)
+    weights = views(policy.network.snapshot, policy_shapes(policy.network.spec))
+    assert weights["obs_scale"].std() > 0.1  # cosine, sine and speed
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    obs = np.random.default_rng(0).uniform([-1, -1, -8], [1, 1, 8], (500, 3)).astype(np.float32)
+    (got,) = session.run(None, {"observation": obs})
+    np.testing.assert_allclose(got, policy.predict(obs), atol=1e-4)

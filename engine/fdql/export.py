@@ -30,9 +30,11 @@ def export(policy: Policy, out: Path, *, force: bool = False) -> None:
 
     Input "observation": (n, *shape of the space) float32; images uint8, (n, stack, *shape) where
     the policy sees several. Output "action": (n, *shape of the action) float32, or (n,) int64 when
-    discrete. Raises ConfigError when the file exists and `force` is not given, or when the extra
-    onnx is not installed.
+    discrete. Raises ConfigError when the file exists and `force` is not given, when it is a folder,
+    or when the extra onnx is not installed.
     """
+    if out.is_dir():
+        raise ConfigError(f"out = {str(out)!r}: is a folder; {str(out / 'policy.onnx')!r} works")
     if out.exists() and not force:
         raise ConfigError(f"out = {str(out)!r} exists; --force overwrites it")
     if not out.parent.is_dir():
@@ -166,12 +168,14 @@ class Graph:
         self._add("Add", best, start, out="action")
 
     def _continuous(self, x: str) -> None:
-        """tanh of the mean, scaled onto the bounds in float64 as fdql.envs.ActionScale does."""
-        low = np.asarray(self.env.low, dtype=np.float64)
+        """tanh of the mean, scaled onto the bounds step by step as fdql.envs.ActionScale does, in
+        float64: low + (x + 1) half never leaves them, half x + (low + half) does by rounding.
+        """
+        low, one = np.asarray(self.env.low, dtype=np.float64), np.float64(1)
         half = (np.asarray(self.env.high, dtype=np.float64) - low) / 2
         means = np.arange(self.net.action_dim, dtype=np.int64)
         x = self._add("Gather", self._network(x, "actor", None), self._constant(means), axis=1)
         x = self._add("Cast", self._add("Tanh", x), to=11)  # float64
-        x = self._add("Mul", x, self._constant(half))
-        x = self._add("Cast", self._add("Add", x, self._constant(low + half)), to=1)
+        x = self._add("Mul", self._add("Add", x, self._constant(one)), self._constant(half))
+        x = self._add("Cast", self._add("Add", x, self._constant(low)), to=1)
         self._reshaped(x, -1, *self.env.action_shape, out="action")
