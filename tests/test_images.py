@@ -43,11 +43,13 @@ def images(rng, n):
 
 
 def learn(learner, obs, action, reward):
+    """One update; returns the new priorities."""
     n = len(obs)
     priority = np.zeros(n)
     learner.update(
         obs, action, reward, np.zeros(n, dtype=np.float32), obs, NOTHING, NOTHING, ONE, priority
     )
+    return priority
     return priority
 
 
@@ -161,6 +163,30 @@ def test_values_of_images_are_learned():
     assert all(moved[name].any() for name in encoder_shapes(spec))
     target = views(learner.target, value_shapes(spec))
     assert np.abs(target["encoder.w0"] - views(start, value_shapes(spec))["encoder.w0"]).max() > 0
+
+
+@both_actions
+def test_quantiles_of_images_are_learned(discrete):
+    """TQC on the encoder: rewards of 3 raise every value that was near 0, and priorities with
+    them.
+    """
+    sac = SacConfig(critic_width=16, actor_width=16, head="tqc", quantiles=5, policy_delay=1)
+    shape = {"obs_dim": STACK * SIDE * SIDE, "image": (STACK, SIDE, SIDE), "discrete": discrete}
+    spec = NetSpec(action_dim=2, **shape, **sac.net_shape)
+    learner, rng = TorchLearner(spec, sac, 0.4, 0), np.random.default_rng(0)
+    obs, reward = images(rng, 8), np.full(8, 3.0, dtype=np.float32)
+    action = np.zeros(8, np.int32) if discrete else np.zeros((8, 2), np.float32)
+    flat = np.zeros(size_of(policy_shapes(spec)), dtype=np.float32)
+    values, priorities = [], []
+    for _ in range(2):
+        learner.snapshot(flat, NOTHING, NOTHING, ONE)
+        values.append(Policy(spec, flat.copy()).action_values(obs, action))
+        for _ in range(15):
+            priorities.append(learn(learner, obs, action, reward))
+    assert np.isfinite(learner.params).all()
+    assert (values[1] > values[0] + 0.5).all()
+    assert (np.array(priorities) > 0).all()
+    assert priorities[-1].mean() < priorities[0].mean()
 
 
 def test_the_actor_does_not_train_the_encoder():
