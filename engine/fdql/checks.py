@@ -190,6 +190,11 @@ def files() -> Iterator[Finding]:
         "open files", "ok" if enough else "advice", f"{soft} allowed, {hard} at most",
         "" if enough else "ulimit -n 1024",
     )  # fmt: skip
+    space, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if space != resource.RLIM_INFINITY:
+        yield Finding(
+            "address space", "advice", f"limited to {_size(space)} a process", "ulimit -v unlimited"
+        )
 
 
 def cache() -> Iterator[Finding]:
