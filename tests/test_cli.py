@@ -55,15 +55,22 @@ def test_train_help_lists_every_setting(capsys):
             assert f"--{flag}" in shown
 
 
-def test_an_unbuilt_checkout_says_how_to_build(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("found", "says"),
+    [
+        ("None", "is missing: this checkout was not built"),
+        ("types.ModuleType('fdql.shm.segment')", "is older than its source (cannot import name"),
+    ],
+)
+def test_an_unbuilt_checkout_says_how_to_build(tmp_path: Path, found: str, says: str):
     code = (
-        "import sys; sys.modules['fdql.shm.segment'] = None\n"
+        f"import sys, types; sys.modules['fdql.shm.segment'] = {found}\n"
         "from fdql.cli import main; sys.exit(main(['--env', 'CartPole-v1']))"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert out.returncode == 1
     assert "pip install -c constraints.txt -e" in out.stderr
-    assert "fdql.shm.segment" in out.stderr
+    assert f"fdql.shm.segment {says}" in out.stderr
 
 
 def test_flags_beat_the_file(tmp_path: Path, monkeypatch):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import psutil
 import pytest
 from chunks import chunk_of, make, numbered
+from fdql.cli import main
 from fdql.config import Config, ConfigError
 from fdql.proc.memory import RECORD_INFERENCE, RECORD_TRAINER, RunMemory
 from fdql.profile import Counter, Mark, Stage
@@ -240,6 +242,17 @@ def test_impossible_lengths_are_refused(seconds):
 def test_serial_mode_has_no_timeline():
     with pytest.raises(ConfigError, match="leaving --serial out works"):
         Config(trace_seconds=5.0, serial=True)
+
+
+@pytest.mark.parametrize(
+    ("ended", "traced", "code"), [(130, False, 130), (0, False, 1), (0, True, 0), (1, True, 1)]
+)
+def test_the_commands_exit_code(tmp_path, monkeypatch, ended, traced, code):
+    result = SimpleNamespace(exit_code=ended, run_dir=tmp_path)
+    monkeypatch.setattr("fdql.supervisor.train", lambda config, until_traced: result)
+    if traced:
+        (tmp_path / "trace.json").write_text("{}")
+    assert main(["trace"]) == code
 
 
 def run(tmp_path: Path, **changes: Any) -> Timeline:

@@ -74,10 +74,16 @@ def _run(argv: Sequence[str] | None) -> int:
 
 def _unbuilt(error: ImportError) -> str:
     if (error.name or "").startswith("fdql.shm"):
+        stale = str(error).startswith("cannot import name")
+        what = (
+            f"is older than its source ({error})"
+            if stale
+            else "is missing: this checkout was not built"
+        )
         return (
-            f"the compiled part {error.name} is missing: this checkout was not built. Run\n"
+            f"the compiled part {error.name} {what}. Run\n"
             '  pip install -c constraints.txt -e ".[envs]"\n'
-            "in it (a C++ compiler is needed), or install a wheel"
+            "in the checkout (a C++ compiler is needed), or install a wheel"
         )
     return f"{error}; pip install -c constraints.txt -e . installs what fdql needs"
 

@@ -21,4 +21,4 @@ def run(words: list[str]) -> int:
     from fdql.supervisor import train
 
     result = train(config, until_traced=True)
-    return result.exit_code if (result.run_dir / "trace.json").is_file() else 1
+    return result.exit_code or int(not (result.run_dir / "trace.json").is_file())
