@@ -73,6 +73,27 @@ def test_a_policy_never_decides_what_code_runs(own_environments, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("env", "raised"),
+    [
+        ("own_envs:Faulty", "RuntimeError: this environment breaks at its 300th step"),
+        ("own_envs:Exits", "SystemExit: 0"),
+    ],
+)
+def test_an_environment_that_raises_in_an_evaluation_is_named(
+    own_environments, tmp_path, capsys, env, raised
+):
+    plan, file = small_plan("own_envs:Counting", tmp_path), tmp_path / "p.safetensors"
+    save_tensors(file, {"policy": np.zeros(plan.policy_size, np.float32)}, plan.policy_facts())
+    # 32 environments of 7 steps: the 43rd episode of one has its 300th step
+    assert main(["eval", str(file), "--env", env, "--episodes", str(32 * 43)]) == 1
+    out, err = capsys.readouterr()
+    assert (out, "Traceback" in err) == ("", False)
+    assert f"fdql: environment {env!r} raised {raised} (episode of an evaluation, seed " in err
+    assert "step 6)" in err  # 42 episodes of 7 steps and 6
+    assert "own_envs.py" in err
+
+
+@pytest.mark.parametrize(
     ("env", "obs", "action", "dtype"),
     [
         ("CartPole-v1", (4,), (), np.int64),

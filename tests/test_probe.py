@@ -12,8 +12,8 @@ import time
 import psutil
 import pytest
 from fdql.apart import run_apart
-from fdql.config import Config, EngineConfig
-from fdql.probe import probe
+from fdql.config import Config, ConfigError, EngineConfig
+from fdql.probe import look_at, probe
 
 
 def patience(said: list) -> float:
@@ -82,6 +82,11 @@ def test_the_cost_of_a_step_and_the_spaces(own_environments, capfd):
     assert 2000 <= step_us < 1e6
     assert (spec.obs_dim, spec.action_dim, spec.discrete) == (2, 3, True)
     assert capfd.readouterr() == ("", "")
+
+
+def test_without_a_setting_for_its_patience_none_is_recommended(own_environments):
+    with pytest.raises(ConfigError, match=r"not return within 0.2 s while it was made; it must"):
+        look_at("hostile_envs:HangsWhenMade", 0, 0.2)
 
 
 def test_closing_for_ever_is_no_reason_not_to_train(own_environments, monkeypatch):

@@ -14,19 +14,35 @@ import fdql.autotune  # its trials are runs too: made known before runs are forb
 import fdql.supervisor
 import numpy as np
 import pytest
-from fdql import cli, load, train
+from fdql import Callback, cli, evaluate, load, train
+from fdql.checkpoint import save_tensors
 from fdql.config import Config, ConfigError, EngineConfig, EvalConfig, SacConfig
+from plans import small_plan
 from wrong_use_cases import COMMANDS, FILES, PYTHON
 
 NAMES = {
     "Config": Config, "SacConfig": SacConfig, "EvalConfig": EvalConfig,
-    "EngineConfig": EngineConfig, "np": np, "train": train, "load": load,
+    "EngineConfig": EngineConfig, "np": np, "train": train, "load": load, "evaluate": evaluate,
+    "Callback": Callback,
+    "every": lambda steps: type("Mine", (Callback,), {"on_step_every": steps})(),
 }  # fmt: skip
+THERE = {"taken", "taken/thesis.txt", "file", "unfinished.py", "p.safetensors"}
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory):
+    """The bytes of a policy of CartPole-v1."""
+    plan = small_plan("CartPole-v1", tmp_path_factory.mktemp("policy"))
+    file = tmp_path_factory.getbasetemp() / "p.safetensors"
+    save_tensors(file, {"policy": np.zeros(plan.policy_size, np.float32)}, plan.policy_facts())
+    return file.read_bytes()
 
 
 @pytest.fixture(autouse=True)
-def place(own_environments, tmp_path, monkeypatch):
-    """A folder to work in, with a folder `taken` and a `file`; it is the same afterwards."""
+def place(own_environments, policy, tmp_path, monkeypatch):
+    """A folder to work in, with a folder `taken`, a `file`, a policy and a module with a syntax
+    error; it is the same afterwards.
+    """
 
     def starts(*_: object) -> None:
         raise AssertionError("a run was started")
@@ -34,11 +50,13 @@ def place(own_environments, tmp_path, monkeypatch):
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "thesis.txt").write_text("precious")
     (tmp_path / "file").write_text("precious")
+    (tmp_path / "unfinished.py").write_text("def make(:\n")
+    (tmp_path / "p.safetensors").write_bytes(policy)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(fdql.supervisor, "Supervisor", starts)
     yield tmp_path
     left = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")}
-    assert left - {"given.toml"} == {"taken", "taken/thesis.txt", "file"}
+    assert left - {"given.toml"} == THERE
     assert (tmp_path / "taken" / "thesis.txt").read_text() == "precious"
     assert (tmp_path / "file").read_text() == "precious"
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fdql.checkpoint import CheckpointError, load_tensors
-from fdql.config import ConfigError, EvalConfig, ExploreConfig
-from fdql.envs import MOST_COMPONENTS, ActionScale, EnvSpec, describe, make_env
+from fdql.config import Config, ConfigError, EngineConfig, EvalConfig, ExploreConfig
+from fdql.envs import MOST_COMPONENTS, ActionScale, EnvSpec
 from fdql.facts import from_facts
 from fdql.frames import image_layout, to_rows
 from fdql.leaderboard import PLACES, read
+from fdql.probe import look_at
 from fdql.proc.arena import Evaluation, play
 from fdql.sac import policy as acting
 from fdql.sac.nets import NetSpec, policy_shapes, size_of
+
+MOST_EPISODES = 10_000  # of one evaluation
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +122,13 @@ def load(run_dir: str | Path, which: str | int = "best") -> Policy:
 
     Raises ConfigError when there is none, CheckpointError when the file is damaged.
     """
+    if not isinstance(run_dir, str | os.PathLike):
+        raise ConfigError(f"run = {run_dir!r}: must be a folder's path; 'runs/mine' works")
     path = Path(run_dir)
+    if path.is_file() and which != "best":
+        raise ConfigError(
+            f"which = {which!r}: {path} is one policy; leaving it out works, or the folder of a run"
+        )
     file = _file_in(path, which) if path.is_dir() else path
     if not file.is_file():
         raise ConfigError(
@@ -179,11 +190,13 @@ def _check(env: EnvSpec, net: NetSpec) -> None:
         raise ValueError(f"networks of {net.critic_width}, {net.actor_width}, {net.bins} units")
 
 
-def environment_of(policy: Policy, env: str | None = None) -> EnvSpec:
-    """The environment to play a policy in: `env`, or the one it was trained on.
+def environment_of(policy: Policy, env: str | None = None, seed: int = 0) -> EnvSpec:
+    """The environment to play a policy in: `env`, or the one it was trained on. It is looked at in
+    a process of its own first, as before a run.
 
-    Raises ConfigError when the spaces of `env` are not those of the policy, and when the policy's
-    file names a module:factory and `env` does not repeat it: a file never decides what code runs.
+    Raises ConfigError when it cannot be made, reset and stepped, when its spaces are not those of
+    the policy, and when the policy's file names a module:factory and `env` does not repeat it: a
+    file never decides what code runs.
     """
     name = env or policy.env.env
     if env is None and ":" in name:  # Gymnasium too imports what stands before a colon
@@ -191,9 +204,7 @@ def environment_of(policy: Policy, env: str | None = None) -> EnvSpec:
             f"the policy was trained on {name!r}, which runs code of that module; say so: --env "
             f"{name}"
         )
-    probe = make_env(name)
-    spec = describe(name, probe)
-    probe.close()
+    spec, _ = look_at(name, seed, EngineConfig().start_timeout)
     if (spec.rows, spec.image) != (policy.env.rows, policy.env.image):
         raise ConfigError(
             f"env = {name!r}: its spaces are not those of {policy.env.env!r}, which the policy "
@@ -202,14 +213,28 @@ def environment_of(policy: Policy, env: str | None = None) -> EnvSpec:
     return spec
 
 
+def check_numbers(episodes: int, seed: int) -> None:
+    """Raises ConfigError for numbers that no evaluation can have."""
+    whole = isinstance(episodes, Integral) and not isinstance(episodes, bool)
+    if not (whole and 1 <= episodes <= MOST_EPISODES):
+        raise ConfigError(
+            f"episodes = {episodes!r}: must be a whole number in 1..{MOST_EPISODES}; 20 works"
+        )
+    Config(seed=seed)  # the rule of a run's
+
+
 def evaluate(
     policy: Policy, env: str | None = None, episodes: int = 20, seed: int = 0
 ) -> Evaluation:
     """Play `episodes` greedy episodes, in `env` or in the one it was trained on, from other starts
-    than those that chose the best policy. Raises ConfigError as environment_of does.
+    than those that chose the best policy.
+
+    Raises ConfigError as environment_of does and for wrong numbers, EnvFailedError where the
+    environment raises, BadValueError where it returns what cannot be used.
     """
-    if episodes < 1:
-        raise ConfigError(f"episodes = {episodes}: must be at least 1; 20 works")
-    spec = environment_of(policy, env)
+    if not isinstance(policy, Policy):
+        raise ConfigError(f"policy = {policy!r}: must be a fdql.Policy; fdql.load(run) gives it")
+    check_numbers(episodes, seed)
+    spec = environment_of(policy, env, seed)
     longest = policy.longest_episode
-    return play(policy.network, spec, episodes, seed, policy.discount, longest)
+    return play(policy.network, spec, int(episodes), int(seed), policy.discount, longest)

@@ -32,29 +32,36 @@ TIMING = "while its steps were timed"
 def probe(config: Config, *, quiet: bool = False) -> tuple[EnvSpec, float]:
     """What the engine needs to know of `config.env`, and the median time of its step, microseconds.
 
+    Raises ConfigError as `look_at` does.
+    """
+    limit = config.engine.start_timeout
+    return look_at(config.env, config.seed, limit, setting="engine.start_timeout", quiet=quiet)
+
+
+def look_at(
+    env: str, seed: int, limit: float, *, setting: str = "", quiet: bool = False
+) -> tuple[EnvSpec, float]:
+    """The same of an environment that may be silent for `limit` seconds, which `setting` sets.
+
     Raises ConfigError when it cannot be made, reset and stepped, or when it returns what cannot be
     used: which stage, what happened, what it printed.
     """
+    rule = f"{setting} = {limit:g}" if setting else ""
     if not hasattr(os, "fork"):
         said: list[Any] = []
-        _look(config.env, config.seed, said.append)
+        _look(env, seed, said.append)
         outcome = Outcome(said, [], "")
     else:
-        limit = config.engine.start_timeout
         outcome = run_apart(
-            lambda say: _look(config.env, config.seed, say),
+            lambda say: _look(env, seed, say),
             lambda said: CLOSE_SECONDS if said and "step_us" in said[-1] else limit,
-            lambda said: None if quiet else _tell(config, _stage(said)),
+            lambda said: None if quiet else _tell(env, _stage(said), rule or f"{limit:g}"),
         )
-    return _judged(config, outcome)
+    return _judged(env, rule, outcome)
 
 
-def _tell(config: Config, stage: str) -> None:
-    print(
-        f"fdql: still waiting for env = {config.env!r}, {stage} (at most "
-        f"engine.start_timeout = {config.engine.start_timeout:g} s)",
-        file=sys.stderr,
-    )
+def _tell(env: str, stage: str, most: str) -> None:
+    print(f"fdql: still waiting for env = {env!r}, {stage} (at most {most} s)", file=sys.stderr)
 
 
 def _stage(said: list[Any]) -> str:
@@ -62,8 +69,8 @@ def _stage(said: list[Any]) -> str:
     return stages[-1] if stages else MAKING
 
 
-def _judged(config: Config, outcome: Outcome) -> tuple[EnvSpec, float]:
-    """The answer, or ConfigError."""
+def _judged(env: str, rule: str, outcome: Outcome) -> tuple[EnvSpec, float]:
+    """The answer, or ConfigError; `rule` is the setting that limits its silence."""
     known: dict[str, Any] = {}
     for values in outcome.said:
         known |= values
@@ -72,11 +79,9 @@ def _judged(config: Config, outcome: Outcome) -> tuple[EnvSpec, float]:
     if "refused" in known:
         raise ConfigError(known["refused"])
     what = known.get("raised") or outcome.ending or "ended its process with exit code 0"
-    message = f"env = {config.env!r} {what} {_stage(outcome.said)}"
-    if what.startswith("did not return"):
-        message += (
-            f" (engine.start_timeout = {config.engine.start_timeout:g}); a larger one waits longer"
-        )
+    message = f"env = {env!r} {what} {_stage(outcome.said)}"
+    if rule and what.startswith("did not return"):
+        message += f" ({rule}); a larger one waits longer"
     else:
         message += "; it must come through make, reset(seed=...) and step on its own first"
     shown = outcome.output + known.get("trace", [])
@@ -104,13 +109,13 @@ def _look(env: str, seed: int, say: Say) -> None:
         say({"refused": str(error)})
     except BaseException as error:  # SystemExit and KeyboardInterrupt are its own here
         said = f"{type(error).__name__}: {error}".rstrip(": ")
-        say({"raised": f"raised {said}", "trace": _own_frames(error)})
+        say({"raised": f"raised {said}", "trace": own_frames(error)})
     if made is not None:
         made.close()
 
 
-def _own_frames(error: BaseException) -> list[str]:
-    """Where it was raised, without the frames of this package."""
+def own_frames(error: BaseException) -> list[str]:
+    """Where it was raised, without the frames of this package, lines of a traceback."""
     here = str(Path(__file__).parent)
     frames = [
         f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(here)

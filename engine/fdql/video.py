@@ -35,6 +35,7 @@ class Film:
         """One more picture, (height, width, 3) uint8; all of one size."""
         picture = np.ascontiguousarray(frame, dtype=np.uint8)
         if self._writer is None:
+            self.path.parent.mkdir(exist_ok=True)
             height, width = picture.shape[:2]
             # Players want even sizes (yuv420p); ffmpeg scales by a pixel where they are not.
             self._writer = self._ffmpeg.write_frames(
@@ -62,11 +63,11 @@ def record(policy: Policy, env: str | None, seed: int, run: Path) -> str:
     videos/ of the run folder (beside the file, when `run` is one). Returns what to say of it.
 
     Raises ConfigError as environment_of does, when the environment draws no pictures, and when the
-    extra is missing.
+    extra is missing; EnvFailedError where the environment raises.
     """
     require("imageio_ffmpeg", "video", "--video")
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame then needs no screen
-    spec = environment_of(policy, env)
+    spec = environment_of(policy, env, seed)
     updates = policy.facts.get("updates")
     stem = f"updates-{updates}" if isinstance(updates, int) else "policy"
     path = (run if run.is_dir() else run.parent) / "videos" / f"{stem}-seed-{seed}.mp4"
@@ -84,7 +85,10 @@ def film(policy: Policy, spec: EnvSpec, seed: int, path: Path) -> tuple[float, f
     movie, done = Film(path, min(max(fps, 1.0), 120.0)), False
 
     def shoot() -> bool:
-        picture = np.asarray(drawn.render())
+        try:
+            picture = np.asarray(drawn.render())
+        except (Exception, SystemExit) as error:
+            raise arena.failed("while it was drawn", error) from error
         if picture.ndim != 3 or picture.shape[-1] != 3:
             raise ConfigError(
                 f"env = {spec.env!r}: it gives no picture of (height, width, 3); its render() must "
@@ -94,7 +98,6 @@ def film(policy: Policy, spec: EnvSpec, seed: int, path: Path) -> tuple[float, f
         return movie.frames < MOST_FRAMES
 
     try:
-        path.parent.mkdir(exist_ok=True)
         result = arena.play(policy.network, shoot)
         if result is not None:
             shoot()  # how it ended

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -12,27 +14,41 @@ class EvalArguments:
     run: str
     """Run folder, or a policy.safetensors file."""
     episodes: int = 20
-    """Number of episodes."""
+    """Number of episodes, at most 10,000."""
     env: str | None = None
     """Environment, when not the one it was trained on."""
     seed: int = 0
     """Seed of the episodes' starts."""
     which: str = "best"
-    """best: the policy with the best evaluation; last: the last one; 1 to 10: by rank."""
+    """Of a run folder. best: the policy with the best evaluation; last: the last one; 1 to 10: by
+    rank.
+    """
     video: bool = False
     """Film the first episode too, into videos/ of the run folder."""
 
 
 def run(words: list[str]) -> int:
-    """Play the episodes and print what they returned."""
+    """Play the episodes and print what they returned. Returns the exit code."""
     import tyro
 
     positional = (tyro.conf.PositionalRequiredArgs,)
     a = tyro.cli(EvalArguments, args=words, prog="fdql eval", config=positional)
-    from fdql.play import evaluate, load
+    from fdql.play import check_numbers, evaluate, load
+    from fdql.probe import own_frames
+    from fdql.proc.arena import EnvFailedError
 
-    policy = load(a.run, a.which)
-    result = evaluate(policy, a.env, a.episodes, a.seed)
+    check_numbers(a.episodes, a.seed)
+    policy, film = load(a.run, a.which), ""
+    try:
+        if a.video:  # first: what cannot be drawn is said before anything is played
+            from fdql.video import record
+
+            film = record(policy, a.env, a.seed, Path(a.run))
+        result = evaluate(policy, a.env, a.episodes, a.seed)
+    except EnvFailedError as error:
+        frames = own_frames(error.__cause__ or error)
+        print("\n  ".join([f"fdql: {error}", *frames]), file=sys.stderr)
+        return 1
     low_high = result.interval
     interval = f"95 % of the mean {low_high[0]:.1f} to {low_high[1]:.1f}, " if low_high else ""
     print(
@@ -41,10 +57,6 @@ def run(words: list[str]) -> int:
         f"mean length {result.lengths.mean():.0f})"
         + (f"; {result.cut} cut after {policy.longest_episode:,} steps" if result.cut else "")
     )
-    if a.video:
-        from pathlib import Path
-
-        from fdql.video import record
-
-        print(record(policy, a.env, a.seed, Path(a.run)))
+    if film:
+        print(film)
     return 0

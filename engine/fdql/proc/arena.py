@@ -5,6 +5,7 @@ The evaluator keeps one for the whole run; a loaded policy plays in one too.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,16 +14,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fdql.config import BadValueError
+from fdql.config import BadValueError, ConfigError
 from fdql.envs import ActionScale, EnvSpec, make_env
 from fdql.frames import FrameStacks
 from fdql.interval import interval_95
+from fdql.registry import Env
 from fdql.sac.policy import Policy
 
 MOST_ENVS = 32  # environments that play side by side
 # Streams of start seeds beside training's: of the evaluations that choose a run's best policy, and
 # of those that judge it afterwards, which would be flattered by the starts it was chosen on.
 WHILE_TRAINING, AFTERWARDS = 2, 3
+
+
+class EnvFailedError(RuntimeError):
+    """An environment raised something, its cause: which environment, what, in which episode."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +78,9 @@ def start_seeds(seed: int, stream: int, episodes: int) -> list[int]:
 class Arena:
     """Environments for evaluation, kept between evaluations; episode i always starts from seeds[i].
     Atari games are played to their end, lost lives and all, and count their rewards as they are.
+
+    Raises EnvFailedError where an environment raises, BadValueError where it returns what cannot
+    be used.
     """
 
     def __init__(
@@ -80,7 +89,7 @@ class Arena:
     ) -> None:  # fmt: skip
         self.episodes, self.longest, self.discount = len(seeds), longest, discount
         self.seeds, self.env, self.atari = seeds, env, env.atari
-        self.envs = [make_env(env.env, render_mode) for _ in range(min(len(seeds), MOST_ENVS))]
+        self.envs = [self._made(render_mode) for _ in range(min(len(seeds), MOST_ENVS))]
         self.lives = [0] * len(self.envs)  # left in Atari games
         self.ended = 0  # episodes of the evaluation that is played, or was last
         self.scale = ActionScale(env)
@@ -88,6 +97,14 @@ class Arena:
         self.to_row, self.stacks = env.to_row, FrameStacks(rows, env.stack)
         shape, dtype = ((), np.int32) if env.discrete else ((env.action_dim,), np.float32)
         self.out = np.zeros((len(self.envs), *shape), dtype=dtype)
+
+    def _made(self, render_mode: str | None) -> Env:
+        try:
+            return make_env(self.env.env, render_mode)
+        except ConfigError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise self.failed("while it was made", error) from error
 
     def play(self, policy: Policy, goes_on: Callable[[], bool]) -> Evaluation | None:
         """Play every episode once, greedily. None when `goes_on` says no in between."""
@@ -113,8 +130,12 @@ class Arena:
                 judged = policy.action_values(obs[asked], actions[fresh])
                 values[[episode[i] for i in asked]] = judged
             for i, action in zip(list(live), self.scale(actions), strict=True):
-                step, raw, terminated, truncated, info = self.envs[i].step(action)
-                e, reward = episode[i], float(raw)
+                e = episode[i]
+                try:
+                    step, raw, terminated, truncated, info = self.envs[i].step(action)
+                    reward = float(raw)
+                except (Exception, SystemExit) as error:
+                    raise self.failed(self._place(e, int(lengths[e]) + 1), error) from error
                 returns[e] += reward
                 lengths[e] += 1
                 discounted[e] += weight[e] * (float(np.sign(reward)) if self.atari else reward)
@@ -140,7 +161,10 @@ class Arena:
         return Evaluation(returns, lengths, discounted, values, cut)
 
     def _reset(self, i: int, episode: int) -> None:
-        first, info = self.envs[i].reset(seed=self.seeds[episode])
+        try:
+            first, info = self.envs[i].reset(seed=self.seeds[episode])
+        except (Exception, SystemExit) as error:
+            raise self.failed(self._place(episode, 0), error) from error
         self.lives[i] = info.get("lives", 0)
         self.stacks.reset(i, self._row(first, episode, 0))
 
@@ -154,17 +178,28 @@ class Arena:
             raise self._bad(episode, step, f"the observation {row}")
         return row
 
+    def _place(self, episode: int, step: int) -> str:
+        return f"(episode of an evaluation, seed {self.seeds[episode]}, step {step})"
+
+    def failed(self, where: str, error: BaseException) -> EnvFailedError:
+        """What is raised `from error`, which an environment raised."""
+        said = f"{type(error).__name__}: {error}".removesuffix(": ")
+        return EnvFailedError(f"environment {self.env.env!r} raised {said} {where}")
+
     def _bad(self, episode: int, step: int, what: str) -> BadValueError:
         return BadValueError(
-            f"environment {self.env.env!r} (episode of an evaluation, seed {self.seeds[episode]}, "
-            f"step {step}) returned {what}: its spaces must say what it returns, and every number "
-            "must be finite in float32; repair it in the environment"
+            f"environment {self.env.env!r} {self._place(episode, step)} returned {what}: its "
+            "spaces must say what it returns, and every number must be finite in float32; repair "
+            "it in the environment"
         )
 
     def close(self) -> None:
-        """Close the environments."""
+        """Close the environments. One that cannot be closed has played its episodes all the
+        same.
+        """
         for env in self.envs:
-            env.close()
+            with contextlib.suppress(Exception):
+                env.close()
 
 
 def play(
