@@ -105,7 +105,10 @@ class Graph:
         x = self._reshaped("observation", -1, self.net.obs_dim)
         x = self._add("Sub", x, self._constant(self.weights["obs_mean"]))
         x = self._add("Mul", x, self._constant(self.weights["obs_scale"]))
-        low, high = (self._constant(np.float32(v)) for v in (-OBS_CLIP, OBS_CLIP))
+        return self._clipped(x, OBS_CLIP)
+
+    def _clipped(self, x: str, most: float) -> str:
+        low, high = (self._constant(np.float32(v)) for v in (-most, most))
         return self._add("Clip", x, low, high)
 
     def _image_features(self) -> str:
@@ -169,13 +172,15 @@ class Graph:
 
     def _continuous(self, x: str) -> None:
         """tanh of the mean, scaled onto the bounds step by step as fdql.envs.ActionScale does, in
-        float64: low + (x + 1) half never leaves them, half x + (low + half) does by rounding.
+        float64: low + (x + 1) half never leaves them, half x + (low + half) does by rounding. So
+        does ONNX Runtime's own tanh, which reaches 1 + 2e-7.
         """
         low, one = np.asarray(self.env.low, dtype=np.float64), np.float64(1)
         half = (np.asarray(self.env.high, dtype=np.float64) - low) / 2
         means = np.arange(self.net.action_dim, dtype=np.int64)
         x = self._add("Gather", self._network(x, "actor", None), self._constant(means), axis=1)
-        x = self._add("Cast", self._add("Tanh", x), to=11)  # float64
+        x = self._clipped(self._add("Tanh", x), 1.0)
+        x = self._add("Cast", x, to=11)  # float64
         x = self._add("Mul", self._add("Add", x, self._constant(one)), self._constant(half))
         x = self._add("Cast", self._add("Add", x, self._constant(low)), to=1)
         self._reshaped(x, -1, *self.env.action_shape, out="action")
