@@ -21,6 +21,7 @@ from plans import small_config
 
 onnxruntime: Any = pytest.importorskip("onnxruntime")
 onnx: Any = pytest.importorskip("onnx")
+pytestmark = pytest.mark.timeout(600)  # the first run of all compiles the kernels
 
 
 class Slanted(gym.Env[Any, Any]):
