@@ -53,8 +53,8 @@ def random_policy(env: str, seed: int, **net: Any) -> Policy:
             view[:] = rng.uniform(0.2, 3.0, view.shape)
     explorer = acting.Explorer(shape, ExploreConfig(), 1, np.zeros(1, dtype=np.bool_), 0)
     return Policy(
-        env=spec, facts={"updates": 3}, discount=0.99, network=acting.Policy(shape, flat),
-        explorer=explorer,
+        env=spec, facts={"updates": 3}, discount=0.99, longest_episode=27_000,
+        network=acting.Policy(shape, flat), explorer=explorer,
     )  # fmt: skip
 
 
