@@ -19,7 +19,7 @@ from fdql.config import Config, ConfigError, EngineConfig, SacConfig
 from fdql.config_file import load_toml
 from fdql.machine import resolve
 from fdql.search import Search, Setting, changed, moves, open_keys, wins
-from fdql.trial import Measurement, timed_run
+from fdql.trial import Measurement
 from plans import small_config
 
 
@@ -166,21 +166,28 @@ def test_the_file_holds_what_was_given_and_what_won(tmp_path):
     }  # fmt: skip
 
 
-def test_one_whole_search(own_environments, tmp_path, capsys, monkeypatch):
+def test_what_an_error_says_is_no_markup(own_environments, tmp_path, capsys, monkeypatch):
     config, trials = small_config("own_envs:Counting"), itertools.count()
 
-    def third_fails(*words: Any, **more: Any) -> Measurement:
-        if next(trials) == 2:
+    def only_the_defaults(*_: Any, **__: Any) -> Measurement:
+        if next(trials) > 1:
             raise RuntimeError("no room in [/tmp/x], says [own_envs.py] :smile:")
-        return timed_run(*words, **more)
+        return measurement(500, 0.5)
 
-    monkeypatch.setattr("fdql.autotune.timed_run", third_fails)
+    monkeypatch.setattr("fdql.autotune.timed_run", only_the_defaults)
+    monkeypatch.setattr("fdql.autotune.parts", lambda *_: "its parts")
+    assert autotune(config, seconds=10.0, out=tmp_path / "x.toml", force=False) == ()
+    said = capsys.readouterr().out
+    assert "envs_per_worker = 16: no room in [/tmp/x], says [own_envs.py] :smile:" in said
+
+
+def test_one_whole_search(own_environments, tmp_path, capsys):
+    config = small_config("own_envs:Counting")
     out = tmp_path / "tuned.toml"
     chosen = autotune(config, seconds=10.0, out=out, force=False)
     said = capsys.readouterr().out
     for word in ("environment step", "waking a process", "update", "forward of", "defaults"):
         assert word in said
-    assert "no room in [/tmp/x], says [own_envs.py] :smile:" in said  # not taken for markup
     assert f"fdql train --config {out} --env own_envs:Counting  uses it" in said
     assert load_toml(out) == changed(config, chosen)
     assert out.read_text().startswith("# fdql")
