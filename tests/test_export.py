@@ -137,7 +137,8 @@ def test_actions_stay_within_the_bounds(tmp_path: Path):
     assert (got.min(), got.max()) == (low, high)
     assert 100 < (got == low).sum() < 15_000  # at and near both ends
     assert 100 < (got == high).sum() < 15_000
-    assert np.abs(got - policy.predict(obs)).max() < 1e-5 * high
+    # Outputs 30 times as large: so are the differences of their sums.
+    assert np.abs(got - policy.predict(obs)).max() < 1e-4 * high
 
 
 def test_a_file_is_not_overwritten_and_a_missing_folder_is_named(tmp_path: Path):
