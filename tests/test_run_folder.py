@@ -193,17 +193,22 @@ SMALL = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("full", "code"), [(False, 0), (True, 1)])
+@pytest.mark.parametrize(
+    ("full", "buffered", "code"), [(False, True, 0), (True, True, 1), (True, False, 1)]
+)
 def test_an_output_that_takes_nothing_costs_the_output_alone(
-    tmp_path, monkeypatch, capsys, full, code
+    tmp_path, monkeypatch, capsys, full, buffered, code
 ):
-    """Like `fdql train | head -1`, and `fdql train > FILE` on a disk that is full."""
+    """Like `fdql train | head -1`, and `fdql train > FILE` on a disk that is full, with
+    PYTHONUNBUFFERED too: then nothing is left that a last flush could fail to write.
+    """
     if full:
         descriptor = os.open("/dev/full", os.O_WRONLY)
     else:
         reader, descriptor = os.pipe()
         os.close(reader)
-    with os.fdopen(descriptor, "w") as out:
+    file = os.fdopen(descriptor, "wb", buffering=-1 if buffered else 0)
+    with io.TextIOWrapper(file, write_through=not buffered) as out:  # type: ignore[type-var]
         monkeypatch.setattr("sys.stdout", out)
         assert main([*SMALL, "--run-dir", str(tmp_path / "run")]) == code
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())

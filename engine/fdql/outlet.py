@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+_refused: list[OSError] = []  # what standard output said last when it did not take something
+
+
 class Outlet:
     """A file that takes everything and hands on what the real one takes."""
 
@@ -23,14 +26,18 @@ class Outlet:
     def write(self, text: str) -> int:
         """Characters of `text`, whatever became of them."""
         if self._file is not None:
-            with suppress(OSError):
+            try:
                 self._file.write(text.encode(self.encoding, "replace").decode(self.encoding))
+            except OSError as error:
+                _refused[:] = [error]
         return len(text)
 
     def flush(self) -> None:
         if self._file is not None:
-            with suppress(OSError):
+            try:
                 self._file.flush()
+            except OSError as error:
+                _refused[:] = [error]
 
     def isatty(self) -> bool:
         return self._file is not None and self._file.isatty()
@@ -67,9 +74,11 @@ def all_written() -> bool:
     try:
         sys.stdout.flush()
     except OSError as error:
+        _refused[:] = [error]
         with open(os.devnull, "wb") as nothing:
             os.dup2(nothing.fileno(), sys.stdout.fileno())
-        if not isinstance(error, BrokenPipeError):
-            told(f"fdql: standard output cannot be written ({error.strerror}); lines are missing")
-            return False
-    return True
+    missing = [e for e in _refused if not isinstance(e, BrokenPipeError)]
+    _refused.clear()
+    for e in missing:
+        told(f"fdql: standard output cannot be written ({e.strerror}); lines are missing")
+    return not missing
