@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from fdql.config import Config, ConfigError
+from fdql.config_file import to_dict
 from fdql.run_folder import RunFolder
 from fdql.trackers import points
 from metrics_page import undocumented
@@ -194,6 +195,8 @@ def test_wandb_is_sent_metrics_and_settings_alone(tmp_path: Path, fake_wandb: Fa
     assert (settings["x_save_requirements"], settings["console"]) == (False, "off")
     assert (settings["host"], settings["program"]) == ("", "")
     assert set(words) == {"project", "group", "name", "dir", "config", "id", "resume"}
+    assert words["config"] | {"run_dir": config.run_dir} == to_dict(config)
+    assert "run_dir" not in words["config"]
 
 
 def test_a_run_that_goes_on_is_one_run_at_wandb(tmp_path: Path, fake_wandb: FakeRun):
@@ -255,7 +258,8 @@ def test_wandb_offline(tmp_path: Path):
     (binary,) = kept.glob("*.wandb")
     sent = binary.read_bytes()
     assert b"eval/mean_reward" in sent
-    for private in (socket.gethostname(), sys.executable, "requirements.txt", "wandb-metadata"):
+    names = (socket.gethostname(), sys.executable, "requirements.txt", "wandb-metadata")
+    for private in (*names, str(tmp_path)):
         assert private.encode() not in sent, private
     assert [
         p for p in kept.rglob("*") if p.name in ("requirements.txt", "wandb-metadata.json")

@@ -105,8 +105,9 @@ class TensorBoard:
 class WeightsAndBiases:
     """A run of the project `fdql` at Weights & Biases; WANDB_MODE=offline keeps it on the disk.
 
-    Sends the metrics and the settings, no code, nothing of git, nothing of the machine. A run that
-    goes on does so there too: its id is kept in wandb/id.txt of the run folder.
+    Sends the metrics and the settings, no path, no code, nothing of git and of the machine but what
+    the client tells of itself: its version, Python's, and linux-x86_64. A run that goes on does so
+    there too: its id is kept in wandb/id.txt of the run folder.
     """
 
     def __init__(self, config: Config) -> None:
@@ -125,7 +126,7 @@ class WeightsAndBiases:
                 group=self._config.env,
                 name=f"{self._config.env} {folder.name}",
                 dir=str(folder),
-                config=to_dict(self._config),
+                config={k: v for k, v in to_dict(self._config).items() if k != "run_dir"},
                 settings=settings,
                 id=_kept_id(folder / "wandb" / "id.txt"),
                 resume="allow",
