@@ -30,7 +30,7 @@ def files(folder: Path) -> set[str]:
 
 
 def test_the_ten_best_stay_in_order(tmp_path: Path):
-    board = Leaderboard(tmp_path / "best")
+    board = Leaderboard(tmp_path / "best", pytest.fail)
     means = [3.0, 1.0, 7.0, 7.0, 2.0, 9.0, 0.0, 4.0, 8.0, 6.0, 5.0, -1.0]
     for updates, mean in enumerate(means, 1):
         offer(board, updates, mean)
@@ -45,26 +45,38 @@ def test_the_ten_best_stay_in_order(tmp_path: Path):
 
 
 def test_a_rank_is_known_before(tmp_path: Path):
-    board = Leaderboard(tmp_path / "best")
-    assert board.rank(-1e9) == 1
+    board = Leaderboard(tmp_path / "best", pytest.fail)
+    assert board.rank(-1e9, 1) == 1
     offer(board, 1, 5.0)
-    assert [board.rank(m) for m in (6.0, 5.0, 4.0, float("nan"))] == [1, 2, 2, None]
+    assert [board.rank(m, 2) for m in (6.0, 5.0, 4.0, float("nan"))] == [1, 2, 2, None]
+
+
+def test_what_a_killed_run_had_evaluated_does_not_count_against_itself(tmp_path: Path):
+    """Killed after the evaluations at 2 and 3, resumed from before: each rank is what it was."""
+    means = {1: 5.0, 2: 7.0, 3: 9.0}
+    for again in range(2):
+        board = Leaderboard(tmp_path / "best", pytest.fail)
+        for updates, mean in means.items():
+            if updates > again:
+                assert board.rank(mean, updates) == 1
+                offer(board, updates, mean)
+    assert [e.updates for e in read(tmp_path / "best")] == [3, 2, 1]
 
 
 def test_a_successor_goes_on_and_clears_up(tmp_path: Path):
     folder = tmp_path / "best"
-    offer(Leaderboard(folder), 1, 5.0)
+    offer(Leaderboard(folder, pytest.fail), 1, 5.0)
     # Killed before the index was written, and within a write:
     (folder / "updates-2.safetensors").write_bytes(b"")
     (folder / ".updates-2.safetensors.x1").write_bytes(b"")
-    board = Leaderboard(folder)
+    board = Leaderboard(folder, pytest.fail)
     assert [e.mean for e in board.entries] == [5.0]
     offer(board, 3, 4.0)
     assert files(folder) == {INDEX, "updates-1.safetensors", "updates-3.safetensors"}
 
 
 def test_the_same_update_again_replaces_its_policy(tmp_path: Path):
-    board = Leaderboard(tmp_path / "best")
+    board = Leaderboard(tmp_path / "best", pytest.fail)
     for updates, mean in ((1, 5.0), (2, 9.0), (2, 1.0)):
         offer(board, updates, mean)
     assert [(e.updates, e.mean) for e in read(tmp_path / "best")] == [(1, 5.0), (2, 1.0)]
@@ -73,7 +85,7 @@ def test_the_same_update_again_replaces_its_policy(tmp_path: Path):
 def test_a_full_disk_leaves_the_leaderboard_as_it_was(tmp_path: Path, monkeypatch):
     import fdql.leaderboard
 
-    board = Leaderboard(tmp_path / "best")
+    board = Leaderboard(tmp_path / "best", pytest.fail)
     offer(board, 1, 5.0)
 
     def full(*_: Any) -> None:
@@ -86,6 +98,43 @@ def test_a_full_disk_leaves_the_leaderboard_as_it_was(tmp_path: Path, monkeypatc
     assert [e.updates for e in read(tmp_path / "best")] == [1]
 
 
+@pytest.mark.parametrize("fails", ["save_tensors", "write_json"])
+def test_a_full_disk_keeps_the_older_policy_of_the_same_update(tmp_path: Path, monkeypatch, fails):
+    board = Leaderboard(tmp_path / "best", pytest.fail)
+    for updates, mean in ((1, 5.0), (2, 9.0)):
+        offer(board, updates, mean)
+    before = {name: (tmp_path / "best" / name).read_bytes() for name in files(tmp_path / "best")}
+    with monkeypatch.context() as m:
+
+        def full(*_: Any) -> None:
+            raise OSError(28, "No space left on device")
+
+        m.setattr(f"fdql.leaderboard.{fails}", full)
+        for mean in (7.0, 9.5, 1.0):
+            with pytest.raises(OSError, match="No space"):
+                offer(board, 2, mean)
+            assert [(e.updates, e.mean) for e in board.entries] == [(2, 9.0), (1, 5.0)]
+            now = {name: (tmp_path / "best" / name).read_bytes() for name in before}
+            assert now == before
+    offer(board, 2, 7.0)
+    assert [(e.updates, e.mean) for e in read(tmp_path / "best")] == [(2, 7.0), (1, 5.0)]
+    assert files(tmp_path / "best") == before.keys()
+
+
+def test_a_damaged_leaderboard_is_set_aside(tmp_path: Path):
+    for number in ("", "-2"):
+        offer(Leaderboard(tmp_path / "best", pytest.fail), 1, 5.0)
+        (tmp_path / "best" / INDEX).write_text("{")
+        warned: list[str] = []
+        board = Leaderboard(tmp_path / "best", warned.append)
+        aside = tmp_path / f"best-damaged{number}"
+        assert INDEX in warned[0]
+        assert str(aside) in warned[0]
+        assert files(aside) >= {INDEX, "updates-1.safetensors"}
+        offer(board, 2, 3.0)
+        assert [e.updates for e in read(tmp_path / "best")] == [2]
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -95,6 +144,8 @@ def test_a_full_disk_leaves_the_leaderboard_as_it_was(tmp_path: Path, monkeypatc
         '"low": 1, "high": 1, "episodes": 1}]}',
         '{"format": 1, "policies": [{"updates": 1, "env_steps": 1, "mean": NaN, "std": 1, '
         '"low": 1, "high": 1, "episodes": 1}]}',
+        '{"format": 1, "policies": [{"updates": 1, "env_steps": 1, "mean": 1%s, "std": 1, '
+        '"low": 1, "high": 1, "episodes": 1}]}' % (400 * "0"),
     ],
 )  # fmt: skip
 def test_a_damaged_index_is_an_error(tmp_path: Path, text: str):
@@ -106,7 +157,7 @@ def test_a_damaged_index_is_an_error(tmp_path: Path, text: str):
 def test_policies_are_named_by_rank(tmp_path: Path):
     from fdql.play import load
 
-    offer(Leaderboard(tmp_path / "best"), 1, 5.0)
+    offer(Leaderboard(tmp_path / "best", pytest.fail), 1, 5.0)
     with pytest.raises(ConfigError, match="has kept 1 policies; 1 works"):
         load(tmp_path, 2)
     for which in ("worst", "0", "11", "1.5", "²"):

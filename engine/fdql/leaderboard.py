@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from fdql.checkpoint import Arrays, CheckpointError, save_tensors, write_json
 FORMAT = 1
 PLACES = 10
 INDEX = "leaderboard.json"
+MOST = 1e300  # of any number in it: what is larger, or no number, is no score
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +52,8 @@ class Entry:
             if value is None and f.name in ("low", "high"):
                 continue
             kinds = (int,) if whole else (int, float)
-            if not isinstance(value, kinds) or isinstance(value, bool) or not math.isfinite(value):
-                raise ValueError(f"{f.name} = {value!r} is not a number")
+            if not isinstance(value, kinds) or isinstance(value, bool) or not -MOST < value < MOST:
+                raise ValueError(f"{f.name} = {str(value)[:40]} is not a number")
             if whole and value < 0:
                 raise ValueError(f"{f.name} = {value!r} is negative")
 
@@ -74,38 +76,69 @@ def read(folder: Path) -> list[Entry]:
         return []
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{index}: damaged or not written by fdql ({error!r})") from None
-    return sorted(entries, key=lambda e: (-e.mean, e.updates))[:PLACES]
+    return sorted(entries, key=_order)[:PLACES]
+
+
+def _order(entry: Entry) -> tuple[float, int]:
+    return -entry.mean, entry.updates
+
+
+def _set_aside(folder: Path) -> Path:
+    """Rename it to a name that nothing has."""
+    aside, n = folder.with_name(f"{folder.name}-damaged"), 1
+    while os.path.lexists(aside):
+        n += 1
+        aside = folder.with_name(f"{folder.name}-damaged-{n}")
+    return folder.rename(aside)
 
 
 class Leaderboard:
-    """The writer's end; goes on from what the folder holds."""
+    """The writer's end; goes on from what the folder holds. A folder whose index is damaged is set
+    aside beside it, told through `warn`, and an empty one begun.
+    """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, warn: Callable[[str], None]) -> None:
         self.folder = folder
-        self.entries = read(folder)
+        try:
+            self.entries = read(folder)
+        except CheckpointError as error:
+            self.entries = []
+            aside = _set_aside(folder)
+            warn(f"{error}; its policies are kept in {aside}, an empty leaderboard begins")
 
-    def rank(self, mean: float) -> int | None:
-        """Rank from 1 that a policy with this mean would get, None when it is not among the best.
+    def rank(self, mean: float, updates: int) -> int | None:
+        """Rank from 1 that a policy of so many updates and this mean gets among those of fewer,
+        None when it is not among the best. Of equal means the earlier one is better.
 
-        Of equal means the earlier one is better.
+        Those of as many updates or more are from before a kill: the run, which went on from a
+        checkpoint before them, makes them again.
         """
-        better = sum(e.mean >= mean for e in self.entries)
+        better = sum(e.mean >= mean for e in self.entries if e.updates < updates)
         return better + 1 if better < PLACES and math.isfinite(mean) else None
 
     def offer(self, entry: Entry, arrays: Arrays, facts: Mapping[str, Any]) -> None:
         """Keep a policy if it is among the best. `arrays` and `facts` are what its file holds.
 
-        Raises OSError when the disk does not take it; the leaderboard is then as it was.
+        Raises OSError when the disk does not take it; the leaderboard is then as it was. (Should it
+        take the file and not the index, the policy of the same update from before a kill is gone.)
         """
         others = [e for e in self.entries if e.updates != entry.updates]
-        if len(others) < len(self.entries):  # a run resumed from before it: another policy by now
-            self._index(others)
-        rank = self.rank(entry.mean)
-        if rank is None:
+        kept = sorted([*others, entry], key=_order)[:PLACES]
+        if kept == self.entries:
             return
         self.folder.mkdir(exist_ok=True)
-        save_tensors(self.folder / entry.file, arrays, facts)
-        self._index([*others[: rank - 1], entry, *others[rank - 1 :]][:PLACES])
+        new = self.folder / f".{entry.file}.new"
+        try:
+            if entry in kept:
+                save_tensors(new, arrays, facts)
+            if len(others) < len(self.entries):  # its old score must not name the new file
+                self._index(others)
+            if entry in kept:
+                os.replace(new, self.folder / entry.file)
+                self._index(kept)
+        except OSError:
+            new.unlink(missing_ok=True)
+            raise
         self._sweep()
 
     def _index(self, entries: list[Entry]) -> None:

@@ -56,7 +56,9 @@ class Evaluator:
         self.version = 0  # evaluated last
         self.next_steps = 0  # inserted steps at which the next evaluation may start
         # An evaluator that was restarted goes on from what its predecessor kept.
-        self.leaderboard = Leaderboard(Path(plan.run_dir) / "best")
+        self.leaderboard = Leaderboard(
+            Path(plan.run_dir) / "best", lambda text: send("warning", message=text)
+        )
 
     def due(self) -> bool:
         """A policy not yet evaluated, past the warm-up's updates, and enough steps lie between."""
@@ -94,7 +96,7 @@ class Evaluator:
             return None
         self.record.add(Counter.EVALUATIONS, 1)
         self.record.set(Counter.EPISODES, self.arena.ended)
-        rank = self.leaderboard.rank(result.mean)
+        rank = self.leaderboard.rank(result.mean, updates)
         if rank is not None:
             self._keep(flat, result, updates, steps)
         self.send(
