@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
 from typing import Any
 
 import numpy as np
 import pytest
-from fdql.checkpoint import save_tensors
+from fdql.checkpoint import CheckpointError, save_tensors
 from fdql.cli import main
 from fdql.config import ConfigError, EvalConfig
 from fdql.envs import describe, make_env
-from fdql.play import Policy, evaluate, policy_from
+from fdql.play import Policy, evaluate, load, policy_from
 from gymnasium.wrappers import FrameStackObservation
 from plans import small_plan
 
@@ -70,6 +72,28 @@ def test_a_policy_never_decides_what_code_runs(own_environments, monkeypatch):
         with pytest.raises(ConfigError, match=f"--env {name}"):
             evaluate(strange, episodes=1)
     assert imported == []
+
+
+def test_a_file_takes_no_more_memory_than_its_policy(tmp_path):
+    """Sizes are compared before anything is read: one declares 64 GB, and has them as a hole."""
+    plan = small_plan("CartPole-v1", tmp_path)
+    weights = np.zeros(plan.policy_size, dtype=np.float32)
+    file = tmp_path / "p.safetensors"
+    save_tensors(file, {"policy": weights}, plan.policy_facts())
+    load(file)
+    size = int.from_bytes(file.read_bytes()[:8], "little")
+    header = json.loads(file.read_bytes()[8 : 8 + size])
+    header["policy"] |= {"shape": [1 << 34], "data_offsets": [0, 1 << 36]}
+    text = json.dumps(header).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text)
+    os.truncate(file, 8 + len(text) + (1 << 36))
+    with pytest.raises(CheckpointError, match=r"p.safetensors: policy is F32 \(17179869184,\)"):
+        load(file)
+    facts = plan.policy_facts()
+    facts["net"]["v_max"] = 10**400
+    save_tensors(file, {"policy": weights}, facts)
+    with pytest.raises(CheckpointError, match="v_max"):
+        load(file)
 
 
 @pytest.mark.parametrize(

@@ -5,13 +5,14 @@ of them, for a file may come from anybody.
 from __future__ import annotations
 
 import functools
-import math
+import sys
 import types
 import typing
 from dataclasses import MISSING, fields
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 Kind = TypeVar("Kind")
+MOST = sys.float_info.max
 
 
 @functools.cache
@@ -47,7 +48,7 @@ def _fitted(value: Any, hint: Any, name: str) -> Any:
         kinds = get_args(hint)
         if isinstance(value, list | tuple) and (kinds[-1] is ... or len(kinds) == len(value)):
             return tuple(_fitted(v, kinds[0], name) for v in value)
-    elif hint is float and type(value) in (int, float) and math.isfinite(value):
+    elif hint is float and type(value) in (int, float) and -MOST <= value <= MOST:
         return float(value)
     elif type(value) is hint and hint is not float:
         return value

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fdql.checkpoint import CheckpointError, load_tensors
+from fdql.checkpoint import CheckpointError, Tensors
 from fdql.config import Config, ConfigError, EngineConfig, EvalConfig, ExploreConfig
 from fdql.envs import MOST_COMPONENTS, ActionScale, EnvSpec
 from fdql.facts import from_facts
@@ -135,9 +135,11 @@ def load(run_dir: str | Path, which: str | int = "best") -> Policy:
             f"run = {str(run_dir)!r}: no policy there; a run folder has {file.name} once it has "
             "learned"
         )
-    arrays, facts = load_tensors(file)
     try:
-        return policy_from(facts, arrays["policy"])
+        with Tensors(file) as kept:
+            net = _described(kept.facts)[1]
+            flat = kept.read("policy", np.float32, (size_of(policy_shapes(net)),))
+        return policy_from(kept.facts, flat)
     except (KeyError, TypeError, ValueError, ConfigError) as error:
         raise CheckpointError(f"{file}: not a policy of fdql ({error})") from None
 
@@ -148,6 +150,17 @@ def policy_from(facts: dict[str, Any], flat: NDArray[Any]) -> Policy:
 
     Raises KeyError, TypeError, ValueError or ConfigError when they do not.
     """
+    env, net, discount, longest = _described(facts)
+    if flat.dtype != np.float32 or flat.shape != (size_of(policy_shapes(net)),):
+        raise ValueError(f"holds {flat.dtype} {flat.shape}, not this policy's float32 numbers")
+    plain = acting.Explorer(
+        net, ExploreConfig(policy_hold_longest=1), 1, np.zeros(1, dtype=np.bool_), 0
+    )
+    return Policy(env, facts, discount, acting.Policy(net, flat), plain, longest)
+
+
+def _described(facts: dict[str, Any]) -> tuple[EnvSpec, NetSpec, float, int]:
+    """Environment, network, discount and longest episode; raises what policy_from does."""
     if facts["format"] != 3:
         raise ValueError(f"format {facts['format']!r}, this version reads format 3")
     discount = facts["discount"]
@@ -160,12 +173,7 @@ def policy_from(facts: dict[str, Any], flat: NDArray[Any]) -> Policy:
     env = EnvSpec.from_dict(facts["env"])
     net = from_facts(NetSpec, {**facts["net"], **env.net_inputs})
     _check(env, net)
-    if flat.dtype != np.float32 or flat.shape != (size_of(policy_shapes(net)),):
-        raise ValueError(f"holds {flat.dtype} {flat.shape}, not this policy's float32 numbers")
-    plain = acting.Explorer(
-        net, ExploreConfig(policy_hold_longest=1), 1, np.zeros(1, dtype=np.bool_), 0
-    )
-    return Policy(env, facts, discount, acting.Policy(net, flat), plain, longest)
+    return env, net, discount, longest
 
 
 def _check(env: EnvSpec, net: NetSpec) -> None:
