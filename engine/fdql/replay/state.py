@@ -68,6 +68,17 @@ class Copied:
         return self.columns[name][start:stop]
 
 
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Rows of a saved replay that its ranges held, and that none held; `exactly`: they are where
+    they were, and everything else is as it was.
+    """
+
+    kept: int
+    lost: int
+    exactly: bool
+
+
 def columns_of(replay: Replay) -> State:
     """The columns of its rows, (rows, ...) each."""
     rows = replay.rows
@@ -172,21 +183,21 @@ def same_lanes(replay: Replay, tables: State) -> bool:
     return all(here == saved for (_, here), saved in pairs[: N_STEP + 1])
 
 
-def load_replay(replay: Replay, tables: State, ranges: Sequence[Range]) -> None:
+def load_replay(replay: Replay, tables: State, ranges: Sequence[Range]) -> Loaded:
     """Make a fresh `replay` what the saved one was: `ranges` are its rows in the order of their
     writing. Close its lanes afterwards if the environments start anew.
 
-    With other lanes or windows the rows are stored anew, episode by episode, each with its
-    priority; then every episode is closed, and a lane keeps its newest rows if it gets too many.
-    Raises Unfit, and ValueError when rows are missing.
+    With other lanes or windows, or without some of the ranges, the rows are stored anew, episode by
+    episode, each with its priority; then every episode is closed, also where rows are missing
+    behind it. Of more rows than fit, every saved lane keeps its newest. Raises Unfit, and
+    ValueError for rows that the replay never had.
     """
     parts = [*ranges, Copied(_newest(tables))]
+    kept, lost = _held(tables, parts)
+    exactly = same_lanes(replay, tables) and not lost
     replay.new_priority, replay.statistics.reward_scale = tables["scalars"].tolist()
     replay.stale, replay.rescale_at = tables["counts"].tolist()
-    if same_lanes(replay, tables):
-        _load_exactly(replay, tables, parts)
-    else:
-        _store_anew(replay, tables, parts)
+    (_load_exactly if exactly else _store_anew)(replay, tables, parts)
     s0, s1, i0, i1, has_spare, spare = (int(x) for x in tables["generator"])
     replay.rng.bit_generator.state = {
         "bit_generator": "PCG64",
@@ -194,6 +205,21 @@ def load_replay(replay: Replay, tables: State, ranges: Sequence[Range]) -> None:
         "has_uint32": has_spare,
         "uinteger": spare,
     }
+    return Loaded(kept, lost, exactly)
+
+
+def _held(tables: State, ranges: Sequence[Range]) -> tuple[int, int]:
+    """Rows that the ranges hold, and that none of them does."""
+    head = tables["table"][:, HEAD]
+    reached = np.maximum(head - int(tables["shape"][LANE_ROWS]), 0)
+    rows, lost = int((head - reached).sum()), 0
+    for part in ranges:
+        gap = np.maximum(part.first - reached, 0)
+        lost += int(gap[part.end > reached].sum())
+        reached = np.maximum(reached, part.end)
+    if not np.array_equal(reached, head):  # the last of them ends there
+        raise ValueError("there are rows that the saved replay never had")
+    return rows - lost, lost
 
 
 def _newest(tables: State) -> State:
@@ -205,23 +231,14 @@ def _load_exactly(replay: Replay, tables: State, ranges: Sequence[Range]) -> Non
     for name, table in table_arrays(replay).items():
         table[...] = tables[name]
     alive = oldest(replay)
-    reached = alive.copy()
-    for part in ranges:
-        first, end = part.first, part.end
-        if (end <= alive).all():
-            continue
-        if (first > reached).any():
-            break
-        reached = np.maximum(reached, end)
-        counts = end - first
+    for part in (p for p in ranges if (p.end > alive).any()):
+        first, counts = part.first, part.end - part.first
         lane = np.repeat(np.arange(rows.n_lanes), counts)
         serial = np.arange(counts.sum()) + np.repeat(first - (np.cumsum(counts) - counts), counts)
         kept = np.flatnonzero(serial >= alive[lane])
         to = lane[kept] * rows.lane_rows + serial[kept] % rows.lane_rows
         for name, column in columns_of(replay).items():
             column[to] = part.rows(name, 0, len(serial))[kept]
-    if not np.array_equal(reached, rows.table[:, HEAD]):
-        raise ValueError("rows of the saved replay are missing")
     used = tables["leaves"].shape[1]
     for at in range(rows.n_lanes):  # lane by lane: the tree's scratch grows with what it gets
         leaf = np.arange(at * rows.lane_rows, at * rows.lane_rows + used, dtype=np.int64)
@@ -234,16 +251,18 @@ def _store_anew(replay: Replay, tables: State, ranges: Sequence[Range]) -> None:
     for name, table in table_arrays(replay).items():
         if name not in ("table", "counters", "running"):
             table[...] = tables[name]
-    saved_rows = int(tables["shape"][LANE_ROWS])
+    n_lanes, saved_rows = tables["shape"][[LANES, LANE_ROWS]].tolist()
+    share = min(saved_rows, -(-replay.capacity // n_lanes))  # more would replace another lane's
     placed: list[tuple[int, int, F64]] = []
     for lane, head in enumerate(tables["table"][:, HEAD].tolist()):
-        at = max(0, head - saved_rows)
+        at = max(0, head - share)
         for part in ranges:
             first, end = part.first, part.end
             if end[lane] <= at:
                 continue
-            if first[lane] > at:
-                raise ValueError("rows of the saved replay are missing")
+            if first[lane] > at:  # rows are missing: what led up to them ends here
+                replay.close_lanes(0, store.n_lanes)
+                at = int(first[lane])
             start = int((end - first)[:lane].sum()) + at - int(first[lane])
             stop = start + int(end[lane]) - at
             columns = {name: part.rows(name, start, stop) for name in columns_of(replay)}
@@ -276,10 +295,6 @@ def _append_episodes(replay: Replay, columns: State, priority: F64) -> list[tupl
             copy = {name: np.array(column[piece]) for name, column in columns.items()}
             size = piece.stop - at
             placed.append((lane, int(store.table[lane, HEAD]), priority[piece]))
-            views = ChunkViews(
-                lane=np.zeros(size, dtype=np.uint16),
-                action_words=copy["action"],
-                **copy,
-            )
+            views = ChunkViews(lane=np.zeros(size, np.uint16), action_words=copy["action"], **copy)
             replay.restore(views, size, lane)
     return placed
