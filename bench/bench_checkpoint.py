@@ -27,6 +27,7 @@ from fdql.envs import describe, make_env
 from fdql.machine import resolve
 from fdql.proc.memory import RunPlan
 from fdql.proc.saver import Captured, Saver
+from fdql.profile import RECORD_NBYTES, open_record
 from fdql.replay.replay import Batch
 from fdql.replay.state import oldest, rows_between, settled, tables_of
 from fdql.sac.kernels import CompiledLearner
@@ -34,6 +35,7 @@ from fdql.sac.learner import Learner
 from fdql.sac.nets import NetSpec
 from fdql.sac.update import TorchLearner
 from fdql.shm.chunk import ChunkSchema, RowShape
+from fdql.shm.segment import Segment
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,9 @@ class Bench:
         shutil.rmtree(self.folder, ignore_errors=True)
         config = resolve(Config(serial=serial, checkpoint_every=every), cores=2)
         plan = RunPlan(config=config, env=self.env, run_dir=str(self.folder))
-        return Saver(plan, self.replay, lambda kind, **values: None)
+        segment = Segment.create([(6, 0, RECORD_NBYTES)], 0, shared=False)
+        record = open_record(segment.section(6, 0))
+        return Saver(plan, self.replay, record, lambda kind, **values: None)
 
     def ingest(self, rows: int) -> None:
         for _ in range(rows // CHUNK):

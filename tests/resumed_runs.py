@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fdql.checkpoint import load_tensors, read_manifest
+from fdql.checkpoint import load_tensors
 from fdql.checkpoint_folder import CheckpointFolder
 from fdql.config import Config
 from fdql.ending import RunResult
+from fdql.manifest import read_manifest
 from fdql.stop_request import StopRequest
 from fdql.supervisor import train
 

@@ -15,11 +15,10 @@ from fdql.checkpoint import (
     CheckpointError,
     Tensors,
     load_tensors,
-    save_checkpoint,
     save_tensors,
-    verify_checkpoint,
     write_bytes,
 )
+from fdql.manifest import FormatError, read_manifest, save_checkpoint, verify_checkpoint
 
 ARRAYS = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.array([7], dtype=np.uint64)}
 
@@ -103,9 +102,35 @@ def test_a_failed_checkpoint_leaves_nothing(tmp_path: Path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_every_bit_of_a_manifest_counts(tmp_path: Path):
+    save(tmp_path / "c", facts={"updates": 3, "env_steps": 96, "health": {"share": 0.25}})
+    manifest = tmp_path / "c" / "manifest.json"
+    data = manifest.read_bytes()
+    facts = read_manifest(tmp_path / "c").facts
+    harmless = 0
+    for at in range(8 * len(data)):
+        changed = bytearray(data)
+        changed[at // 8] ^= 1 << at % 8
+        manifest.write_bytes(changed)
+        try:
+            assert read_manifest(tmp_path / "c").facts == facts
+            harmless += 1  # white space
+        except CheckpointError:
+            pass
+    assert harmless < 100
+
+
+def test_another_format_is_no_damage(tmp_path: Path):
+    save(tmp_path / "c")
+    manifest = tmp_path / "c" / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": 2}))
+    with pytest.raises(FormatError, match="format 2, this version reads format 3"):
+        read_manifest(tmp_path / "c")
+
+
 def test_every_mutation_is_noticed_or_harmless(tmp_path: Path):
     """300 random mutations of a checkpoint: a CheckpointError, or the very same arrays."""
-    save(tmp_path / "c", facts={"updates": 3})
+    save(tmp_path / "c", facts={"updates": 3, "env_steps": 96})
     rng = random.Random(0)
     files = sorted((tmp_path / "c").iterdir())
     originals = {f: f.read_bytes() for f in files}
@@ -122,7 +147,8 @@ def test_every_mutation_is_noticed_or_harmless(tmp_path: Path):
             data += bytes(rng.randrange(256) for _ in range(9))
         file.write_bytes(bytes(data))
         try:
-            arrays, _ = load(tmp_path / "c")
+            arrays, facts = load(tmp_path / "c")
+            assert facts == {"updates": 3, "env_steps": 96}
             assert {k: v.tobytes() for k, v in arrays.items()} == {
                 k: v.tobytes() for k, v in ARRAYS.items()
             }
@@ -137,6 +163,8 @@ def test_a_manifest_cannot_point_outside(tmp_path: Path):
     manifest = tmp_path / "c" / "manifest.json"
     values = json.loads(manifest.read_text())
     values["files"] = {"../../secret": {"bytes": 1, "sha256": ""}}
+    content = json.dumps({key: values[key] for key in ("facts", "files", "shared")})
+    values["sha256"] = hashlib.sha256(content.encode()).hexdigest()
     manifest.write_text(json.dumps(values))
     with pytest.raises(CheckpointError, match="secret"):
         load(tmp_path / "c")

@@ -1,10 +1,12 @@
 """The checkpoints of a run: killed at every file operation, pruned, broken, and the next one taken.
 
-A file operation is a call of `os` in checkpoint.py or checkpoint_folder.py; they use no other.
+A file operation that changes something is a call of `os` in checkpoint.py, manifest.py or
+checkpoint_folder.py.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -13,9 +15,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fdql import checkpoint, checkpoint_folder
+from fdql import checkpoint, checkpoint_folder, manifest
 from fdql.checkpoint import Part, load_tensors
 from fdql.checkpoint_folder import CheckpointFolder
+from fdql.config import ConfigError
+from fdql.manifest import UnreadableError
 
 
 class DyingOs:
@@ -49,8 +53,9 @@ def write(path: Path, number: int, keep: int = 9, best: float | None = None) -> 
     name, part = folder.write_rows({"obs": np.full(9, number)})
     arrays = {"a": np.full(5, number)}
     facts = {"updates": number, "best_return": best}
-    written = folder.write(number, {"learner": arrays}, facts, shared | {name: part})
-    folder.prune(keep)
+    shared |= {name: part}
+    written = folder.write(number, {"learner": arrays}, facts, shared)
+    assert shared.keys() <= folder.prune(keep, shared)
     return written.name
 
 
@@ -59,9 +64,9 @@ def newest(path: Path) -> tuple[int, list[str]]:
     said: list[str] = []
     found = CheckpointFolder(path).newest(said.append)
     assert found is not None
-    folder, manifest = found
+    folder, content = found
     number = int(load_tensors(folder / "learner.safetensors")[0]["a"][0])
-    rows = [load_tensors(path / "rows" / n)[0]["obs"][0] for n in manifest.shared]
+    rows = [load_tensors(path / "rows" / n)[0]["obs"][0] for n in content.shared]
     assert rows == list(range(max(1, number - 1), number + 1))
     return number, said
 
@@ -77,7 +82,8 @@ def test_killed_at_every_file_operation_the_one_before_loads(tmp_path: Path):
         if child == 0:
             try:
                 dying = DyingOs(at)
-                checkpoint.os = checkpoint_folder.os = dying  # type: ignore[attr-defined]
+                for module in (checkpoint, manifest, checkpoint_folder):
+                    module.os = dying  # type: ignore[attr-defined]
                 write(path, 3, keep=1)
             finally:
                 os._exit(0)
@@ -109,20 +115,49 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path):
     ]
 
 
-@pytest.mark.parametrize("what", ["learner.safetensors", "manifest.json", "rows"])
+def damage(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[-9] ^= 1
+    file.write_bytes(bytes(data))
+
+
+def everything(path: Path) -> list[str]:
+    return sorted(str(p.relative_to(path)) for p in path.rglob("*"))
+
+
+@pytest.mark.parametrize("what", ["learner.safetensors", "manifest.json"])
 def test_a_broken_checkpoint_falls_back_to_the_one_before(tmp_path: Path, what: str):
     path = tmp_path / "c"
     names = [write(path, k) for k in (1, 2, 3)]
-    victim = path / "rows" / "000003" if what == "rows" else path / names[2] / what
-    data = bytearray(victim.read_bytes())
-    data[-9] ^= 1
-    victim.write_bytes(bytes(data))
+    damage(path / names[2] / what)
     number, said = newest(path)
     assert number == 2
     assert len(said) == 1
     assert names[2] in said[0]
-    assert write(path, number + 1) > names[2]
+    assert newest(path) == (2, [])  # it is out of the way ...
+    written = write(path, number + 1, keep=2)
+    assert written > names[2]
+    # ... and takes no place: of the newest two, both load
+    assert CheckpointFolder(path).names() == [names[1], written]
     assert newest(path) == (number + 1, [])
+    assert not [name for name in everything(path) if "broken" in name]
+
+
+def test_damaged_rows_cost_those_rows_alone(tmp_path: Path):
+    """Range 2 is the second checkpoint's and the third's: without it each of them loads."""
+    path = tmp_path / "c"
+    names = [write(path, k) for k in (1, 2, 3)]
+    damage(path / "rows" / "000002")
+    said: list[str] = []
+    found = CheckpointFolder(path).newest(said.append)
+    assert found is not None
+    assert found[0].name == names[2]
+    assert len(said) == 1
+    assert "000002: its checksum" in said[0]
+    assert everything(path / "rows") == ["000001", "000003", "broken-000002"]
+    assert write(path, 4) > names[2]
+    assert newest(path) == (4, [])
+    assert everything(path / "rows") == ["000001", "000003", "000004"]
 
 
 def test_without_a_sound_one_there_is_none(tmp_path: Path):
@@ -130,6 +165,76 @@ def test_without_a_sound_one_there_is_none(tmp_path: Path):
     said: list[str] = []
     assert CheckpointFolder(path).newest(said.append) is None
     write(path, 1)
-    (path / "rows" / "000001").unlink()
+    (path / "rows" / "000001").unlink()  # all the rows that it had
     assert CheckpointFolder(path).newest(said.append) is None
     assert "missing" in said[0]
+
+
+def unreadable(monkeypatch: pytest.MonkeyPatch, folder: str) -> None:
+    read = Path.read_bytes
+
+    def refused(path: Path) -> bytes:
+        if path.parent.name == folder:
+            raise PermissionError(13, "Permission denied")
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", refused)
+
+
+def test_what_cannot_be_read_is_neither_broken_nor_cleared_away(tmp_path: Path, monkeypatch):
+    path = tmp_path / "c"
+    names = [write(path, k) for k in (1, 2, 3)]
+    before = everything(path)
+    with monkeypatch.context() as m:
+        unreadable(m, names[2])
+        with pytest.raises(ConfigError, match=r"Permission denied.*mv .*broken-000003"):
+            newest(path)
+        unreadable(m, names[1])
+        with pytest.raises(UnreadableError):
+            CheckpointFolder(path).prune(1, ())
+    assert everything(path) == before
+    assert newest(path) == (3, [])
+
+
+def test_another_format_is_not_passed_over(tmp_path: Path):
+    path = tmp_path / "c"
+    names = [write(path, k) for k in (1, 2)]
+    file = path / names[1] / "manifest.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"format": 99}))
+    with pytest.raises(ConfigError, match="format 99, this version reads"):
+        newest(path)
+
+
+def test_the_millionth_is_newer_than_the_one_before(tmp_path: Path):
+    path = tmp_path / "c"
+    (path / write(path, 1)).rename(path / "999999-updates-1")
+    assert write(path, 2, keep=1) == "1000000-updates-2"
+    assert write(path, 3, keep=1) == "1000001-updates-3"
+    assert CheckpointFolder(path).names() == ["1000001-updates-3"]
+
+
+def test_rows_in_use_and_files_of_others_stay(tmp_path: Path, monkeypatch):
+    path = tmp_path / "c"
+    names = [write(path, k) for k in (1, 2, 3)]
+    (path / names[2] / "manifest.json").write_text("{}")
+    (path / "rows" / ".nfs0000000000012345").touch()
+    (path / "rows" / ".000009.0123abcd").touch()  # a killed writer's
+    (path / "notes").mkdir()
+    folder, unlink = CheckpointFolder(path), os.unlink
+
+    def busy(file: Path) -> None:
+        if file.name == "learner.safetensors":
+            raise OSError(16, "Device or resource busy")
+        unlink(file)
+
+    with monkeypatch.context() as m:
+        m.setattr("fdql.manifest.os.unlink", busy)
+        with pytest.raises(OSError, match="busy"):
+            folder.prune(2, {"000003"})
+    assert not (path / "rows" / ".000009.0123abcd").exists()  # one that is busy keeps no other
+    assert folder.prune(2, {"000003"}) == {"000001", "000002"}
+    assert everything(path) == sorted(
+        ["notes", "rows", *names[1:], *[f"{n}/{f}" for n in names[1:] for f in
+         ("learner.safetensors", "manifest.json")],
+         *[f"rows/{n}" for n in (".nfs0000000000012345", "000001", "000002", "000003")]]
+    )  # fmt: skip

@@ -12,10 +12,10 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
-from fdql.checkpoint import verify_checkpoint
 from fdql.children import Child
 from fdql.config import EngineConfig
 from fdql.crew import Crew
+from fdql.manifest import broken_rows, verify_checkpoint
 from fdql.proc.memory import STOP, RunMemory
 from fdql.profile import Stage
 from fdql.shm.layout import KIND_RING, OFFSETS
@@ -88,7 +88,7 @@ def test_a_spent_budget_tells_everything_and_keeps_everything(own_environments, 
     checkpoints = list((tmp_path / "run" / "checkpoints").glob("*-updates-*"))
     assert checkpoints
     for checkpoint in checkpoints:
-        verify_checkpoint(checkpoint)
+        assert not broken_rows(checkpoint, verify_checkpoint(checkpoint))
     assert (tmp_path / "run" / "policy.safetensors").is_file()
 
 

@@ -35,6 +35,9 @@ def test_the_bars_of_a_run(own_environments, tmp_path: Path):
     assert progress.bars[1:] == (Bar("replay", 240, 4096), Bar("evaluation", 3, 4))
     assert (progress.returns, progress.seconds_left) == ((5.0,), 7.5)  # 750 steps at 100 a second
     assert meter.look(0.0).seconds_left is None
+    trainer.set(Counter.TO_SAVE, 1000)
+    trainer.set(Counter.SAVED, 1100)  # headers of files come on top
+    assert meter.look(100.0).bars[3:] == (Bar("checkpoint", 1000, 1000),)
     memory.close()
 
 

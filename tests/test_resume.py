@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
+import re
 import subprocess
 import sys
 import time
 from dataclasses import replace
 
 import pytest
-from fdql.checkpoint import read_manifest
 from fdql.checkpoint_folder import CheckpointFolder
 from fdql.cli import main
-from fdql.resume import unfinished
+from fdql.manifest import read_manifest
+from fdql.resume import resume, unfinished
 from plans import small_config
 from resumed_runs import arrays_of, go_on, metrics, rows_of, run, stop_at_look
 
@@ -114,6 +116,51 @@ def test_a_killed_run_goes_on_where_it_was(own_environments, tmp_path, monkeypat
     assert len(list((tmp_path / "runs").rglob("config.toml"))) == 1
     assert main(["resume", str(folder), "--env", "own_envs:Counting"]) == 2
     assert unfinished("own_envs:Counting", 0) is None
+
+
+@pytest.mark.parametrize("serial", [True, False])
+def test_damaged_rows_cost_those_rows_alone(
+    own_environments, tmp_path, monkeypatch, capsys, serial
+):
+    monkeypatch.setattr("fdql.proc.saver.LEAST_RANGE", 100)
+    config = small_config("own_envs:Counting", total_timesteps=700, serial=serial)
+    run(replace(config, serial=True), tmp_path / "run")
+    rows = sorted((tmp_path / "run" / "checkpoints" / "rows").iterdir())
+    assert len(rows) > 4
+    for file in (rows[1], rows[2]):
+        data = bytearray(file.read_bytes())
+        data[len(data) // 2] ^= 1
+        file.write_bytes(data)
+    more = replace(config, run_dir=str(tmp_path / "run"), total_timesteps=1200)
+    result = resume(tmp_path / "run", more, quiet=True)
+    assert result.exit_reason == "total_timesteps", result.problem
+    assert result.summary["env_steps"] == result.summary["updates"] == 1200
+    said = capsys.readouterr().err
+    for file in (rows[1], rows[2]):
+        assert f"goes on without some rows of the replay: {file}: its checksum" in said
+    log = (tmp_path / "run" / "log.txt").read_text()
+    says = r"from 000001-updates-700: 700 steps, 700 updates, (\d+) rows .* \((\d+) more were"
+    kept, lost = map(int, re.search(says, log).groups())
+    assert 200 <= lost <= 230
+    assert kept >= 450
+    go_on(replace(more, total_timesteps=1300), tmp_path / "run")  # that one is whole again
+
+
+def test_counts_that_do_not_fit_are_refused(own_environments, tmp_path):
+    """As if somebody had put a checkpoint together out of two."""
+    config = small_config("own_envs:Counting", total_timesteps=300, serial=True)
+    run(config, tmp_path / "run")
+    (folder,) = (tmp_path / "run" / "checkpoints").glob("0*")
+    manifest = folder / "manifest.json"
+    values = json.loads(manifest.read_text())
+    for name, says in (("env_steps", "its replay is of 300 steps"), ("updates", "made 300 upd")):
+        changed = values | {"facts": values["facts"] | {name: 200}}
+        content = {key: changed[key] for key in ("facts", "files", "shared")}
+        changed["sha256"] = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+        manifest.write_text(json.dumps(changed))
+        result = go_on(replace(config, total_timesteps=400), tmp_path / "run")
+        assert result.exit_reason == "crash"
+        assert says in result.problem
 
 
 def test_what_cannot_go_on_is_explained(own_environments, tmp_path, capsys):

@@ -7,11 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from chunks import make, random_chunk
-from fdql.checkpoint import load_tensors, read_manifest
+from fdql.checkpoint import load_tensors
+from fdql.leaderboard import Entry, Leaderboard
+from fdql.manifest import read_manifest
 from fdql.proc.saver import Captured, Saver
+from fdql.profile import RECORD_NBYTES, Counter, open_record
 from fdql.replay.replay import Replay
 from fdql.replay.saved import SavedRange, read_tables
 from fdql.replay.state import load_replay, oldest, rows_between, settled, tables_of
+from fdql.shm.records import Record
+from fdql.shm.segment import Segment
 from plans import small_plan
 
 LEARNER = Captured({"params": np.zeros(3)}, {"updates": 7})
@@ -23,17 +28,23 @@ def fill(replay: Replay, rng: np.random.Generator, chunks: int) -> None:
         replay.ingest(views, views.lane.size, 0, lanes_of_worker=4)
 
 
-def saver_of(replay: Replay, folder: Path, serial: bool) -> tuple[Saver, list[str]]:
+def new_record() -> Record:
+    return open_record(Segment.create([(6, 0, RECORD_NBYTES)], 0, shared=False).section(6, 0))
+
+
+def saver_of(
+    replay: Replay, folder: Path, serial: bool, **settings: float
+) -> tuple[Saver, list[str]]:
     told: list[str] = []
-    plan = small_plan("CartPole-v1", folder, serial=serial)
-    saver = Saver(plan, replay, lambda kind, **values: told.append(kind))
+    plan = small_plan("CartPole-v1", folder, serial=serial, **settings)
+    saver = Saver(plan, replay, new_record(), lambda kind, **values: told.append(kind))
     saver.range_rows = 100
     return saver, told
 
 
 def loaded(folder: Path) -> Replay:
     """A replay made of the newest checkpoint."""
-    checkpoint = sorted((folder / "checkpoints").glob("0*"))[-1]
+    checkpoint = max((folder / "checkpoints").glob("0*"))
     replay = make()
     tables = read_tables(checkpoint / "replay.safetensors", replay)
     names = read_manifest(checkpoint).shared
@@ -96,4 +107,132 @@ def test_a_full_disk_is_told_and_the_next_checkpoint_is_whole(tmp_path, monkeypa
     fill(replay, rng, 2)
     saver.close(LEARNER)
     assert told == ["checkpoint", "checkpoint_failed", "checkpoint"]
+    assert same(loaded(tmp_path), replay)
+
+
+def test_how_far_a_checkpoint_is_can_be_seen(tmp_path, monkeypatch):
+    monkeypatch.setattr("fdql.checkpoint.PIECE", 1000)
+    rng = np.random.default_rng(5)
+    replay = make()
+    saver, _ = saver_of(replay, tmp_path, serial=True)
+    record, seen = saver.record, list[tuple[int, int]]()
+    saver.show = lambda: seen.append((record.get(Counter.SAVED), record.get(Counter.TO_SAVE)))
+    fill(replay, rng, 4)
+    assert saver.work()  # rows between two checkpoints are no part of the next one's bar
+    assert {total for _, total in seen} == {0}
+    seen.clear()
+    fill(replay, rng, 4)
+    saver.save(LEARNER)
+    done = [saved for saved, _ in seen]
+    assert done == sorted(done)
+    assert done[0] <= 1000
+    (total,) = {total for _, total in seen}
+    written = tmp_path / "checkpoints"
+    parts = sum(p.stat().st_size for p in written.glob("0*/*.safetensors"))
+    rows = sum(p.stat().st_size for p in sorted((written / "rows").iterdir())[1:])
+    assert done[-1] == parts + rows
+    assert 0.7 * done[-1] < total <= done[-1]  # headers come on top, large beside small arrays
+    assert (record.get(Counter.SAVED), record.get(Counter.TO_SAVE)) == (0, 0)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(saver.folder, "write", full)
+    saver.save(LEARNER)
+    assert (record.get(Counter.SAVED), record.get(Counter.TO_SAVE)) == (0, 0)
+
+
+@pytest.mark.parametrize("serial", [True, False])
+def test_rows_that_nothing_needs_leave_the_disk_without_a_checkpoint(tmp_path, monkeypatch, serial):
+    rng = np.random.default_rng(6)
+    replay = make()
+    saver, told = saver_of(replay, tmp_path, serial)
+    fill(replay, rng, 10)
+    saver.save(LEARNER)
+    saver._checkpoint.result()
+    named = {p.name for p in (tmp_path / "checkpoints" / "rows").iterdir()}
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as m:
+        m.setattr(saver.folder, "write", full)
+        for k in range(60):
+            fill(replay, rng, 1)
+            while saver.work():
+                pass
+            if k % 20 == 19:
+                saver.save(LEARNER)
+        if not serial:
+            saver._checkpoint.exception()
+    rows = {p.name for p in (tmp_path / "checkpoints" / "rows").iterdir()}
+    assert named <= rows  # the checkpoint before needs them
+    assert len(rows - named) <= 18
+    saver.close(LEARNER)
+    assert told == ["checkpoint", *3 * ["checkpoint_failed"], "checkpoint"]
+    assert same(loaded(tmp_path), replay)
+
+
+def test_without_checkpoints_in_between_no_rows_are_written_ahead(tmp_path):
+    rng = np.random.default_rng(7)
+    replay = make()
+    saver, told = saver_of(replay, tmp_path, serial=True, checkpoint_every=0.0)
+    for _ in range(30):
+        fill(replay, rng, 1)
+        assert not saver.work()
+    assert not (tmp_path / "checkpoints").exists()
+    saver.close(LEARNER)
+    assert told == ["checkpoint"]
+    assert same(loaded(tmp_path), replay)
+
+
+@pytest.mark.parametrize("serial", [True, False])
+def test_rows_whose_file_is_gone_are_written_again(tmp_path, serial):
+    rng = np.random.default_rng(8)
+    replay = make()
+    saver, told = saver_of(replay, tmp_path, serial)
+    fill(replay, rng, 10)
+    saver.save(LEARNER)
+    saver._checkpoint.result()
+    rows = sorted((tmp_path / "checkpoints" / "rows").iterdir())
+    rows[1].unlink()
+    rows[2].write_bytes(b"")
+    fill(replay, rng, 1)
+    saver.close(LEARNER)
+    assert told == ["checkpoint"] * 2
+    assert same(loaded(tmp_path), replay)
+
+
+def test_the_checkpoint_with_the_best_evaluation_is_kept(tmp_path):
+    """Of policies up to the checkpoint's own: that of update 9 is from a part that was lost."""
+    rng = np.random.default_rng(9)
+    replay = make()
+    saver, told = saver_of(replay, tmp_path, serial=True)
+    board = Leaderboard(tmp_path / "best", pytest.fail)
+    names = []
+    for updates, mean in ((9, 99.0), (2, 1.0), (4, 5.0), (5, 3.0), (6, 5.0), (7, 4.0)):
+        entry = Entry(updates, updates, mean, 0.0, None, None, 1)
+        board.offer(entry, {"policy": np.zeros(1, np.float32)}, {})
+        if updates < 9:
+            fill(replay, rng, 1)
+            saver.save(Captured(LEARNER.arrays, {"updates": updates}))
+            names.append(saver.folder.names()[-1])
+    assert told == ["checkpoint"] * 5
+    assert saver.folder.names() == [names[1], names[3], names[4]]
+    best = [read_manifest(saver.folder.path / n).facts["best_return"] for n in saver.folder.names()]
+    assert best == [5.0, 5.0, 5.0]
+
+
+def test_old_checkpoints_that_cannot_be_cleared_away_are_no_failure(tmp_path, monkeypatch):
+    rng = np.random.default_rng(10)
+    replay = make()
+    saver, told = saver_of(replay, tmp_path, serial=True)
+
+    def busy(*_: object) -> None:
+        raise OSError(16, "Device or resource busy")
+
+    monkeypatch.setattr(saver.folder, "prune", busy)
+    fill(replay, rng, 3)
+    saver.close(LEARNER)
+    assert told == ["checkpoint", "warning"]
     assert same(loaded(tmp_path), replay)

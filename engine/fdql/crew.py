@@ -181,6 +181,7 @@ class Crew:
         deadline = time.monotonic() + seconds
         while any(r in self.children for r in roles):
             self.pump()
+            self.report.show()  # the last checkpoint may take its time
             if time.monotonic() > deadline or stop.impatient:
                 break
         for role in roles:

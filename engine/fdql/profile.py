@@ -72,6 +72,8 @@ class Counter(IntEnum):
     DROPPED = 12  # trainer: stored steps whose outcome was lost with their worker
     PUBLISHED_NS = 13  # trainer: now_ns of the newest publication
     BEFORE = 14  # of a worker, set by whoever resumes a run: STEPS that were stored before
+    SAVED = 15  # trainer's writer of checkpoints: bytes of the one that is being written ...
+    TO_SAVE = 16  # ... of this many; 0: none is
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,12 +62,14 @@ class ProgressMeter:
         else:
             first = Bar("steps", min(steps, self.total), self.total)
         left = max(0, self.total - steps) / steps_per_second if steps_per_second > 0 else None
-        bars = (
+        bars = [
             first,
             Bar("replay", get(Counter.REPLAY), self.capacity),
             Bar("evaluation", self.evaluator.get(Counter.EPISODES), self.episodes),
-        )
-        return Progress(bars, tuple(self.returns), left)
+        ]
+        if to_save := get(Counter.TO_SAVE):
+            bars.append(Bar("checkpoint", min(get(Counter.SAVED), to_save), to_save))
+        return Progress(tuple(bars), tuple(self.returns), left)
 
     def memory(self, pids: Iterable[int]) -> int:
         """Bytes of this process and of `pids` together: what each has alone, and what they share.

@@ -107,6 +107,8 @@ class Report:
             self._evaluated()
         elif kind == "warning":
             self.tell(event["message"])
+        elif kind == "note":
+            self.say(event["message"])
         elif kind == "checkpoint":
             self.folder.log(f"checkpoint {event['name']} written in {event['seconds']:.2f} s")
         elif kind == "checkpoint_failed":

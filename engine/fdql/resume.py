@@ -15,11 +15,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from fdql.callbacks import Callback
-from fdql.checkpoint import Manifest
 from fdql.checkpoint_folder import CheckpointFolder
 from fdql.config import Config, ConfigError
 from fdql.config_file import load_toml
 from fdql.ending import RunResult
+from fdql.manifest import Manifest
 from fdql.run_folder import is_written, parent_of_runs
 from fdql.supervisor import train
 

@@ -18,9 +18,10 @@ from threadpoolctl import threadpool_limits
 
 from fdql.board import Board
 from fdql.callbacks import Callback, Calls
-from fdql.checkpoint import Arrays, CheckpointError, Tensors, read_manifest
+from fdql.checkpoint import Arrays, CheckpointError, Tensors
 from fdql.config import BadValueError
 from fdql.ending import RunResult, conclude
+from fdql.manifest import read_manifest
 from fdql.proc.env_worker import EnvWorker
 from fdql.proc.evaluator import Evaluator
 from fdql.proc.inference import InferenceServer
@@ -88,7 +89,11 @@ class Lockstep:
         )
         self.next_metrics = METRICS_STEPS
         self.saver = Saver(
-            plan, self.loader.replay, lambda kind, **values: report.event({"event": kind, **values})
+            plan,
+            self.loader.replay,
+            self.trainer.record,
+            lambda kind, **values: report.event({"event": kind, **values}),
+            report.show,
         )
 
     def run(self) -> tuple[str, str | None]:

@@ -15,13 +15,13 @@ from pathlib import Path
 
 from fdql.board import Board
 from fdql.callbacks import Callback, Calls, checked
-from fdql.checkpoint import read_manifest
 from fdql.clock import monotonic
 from fdql.config import Config, ConfigError
 from fdql.crew import Crew
 from fdql.ending import RunResult, conclude
 from fdql.envs import check_train_call
 from fdql.machine import allowed_cores, banner, check_descriptors, check_memory, resolve
+from fdql.manifest import read_manifest
 from fdql.probe import probe
 from fdql.proc.memory import FINISH, LAST, STOP, RunMemory, RunPlan
 from fdql.proc.resumed import begin_counters, count_of, keeps_row

@@ -184,19 +184,22 @@ class Target:
     def forge(self, file: Path) -> None:
         """Make the manifest's sizes and checksums fit again, where there is one."""
         for manifest in self.files:
-            if manifest.name != "manifest.json" or file == manifest:
+            if manifest.name != "manifest.json":
                 continue
-            values = json.loads(self.originals[manifest])
             data = file.read_bytes()
+            values = json.loads(data if file == manifest else self.originals[manifest])
             entry = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
             for part in ("files", "shared"):
-                if file.name in values[part]:
+                if file.name in values.get(part, ()):
                     values[part][file.name] = entry
-            manifest.write_text(json.dumps(values))
+            content = {k: values[k] for k in ("facts", "files", "shared") if k in values}
+            values["sha256"] = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+            manifest.write_bytes(json.dumps(values).encode("utf-8", "surrogatepass"))
 
     def restore(self) -> None:
         """The files as they were."""
         for file, data in self.originals.items():
+            file.parent.mkdir(exist_ok=True)  # it may have been set aside
             file.write_bytes(data)
 
 
@@ -225,7 +228,7 @@ def checkpoint(folder: Path) -> Target:
         memory = RunMemory.create(plan, shared=False)
         begin_counters(memory, found[1])
         loader, trainer = Loader(memory), Trainer(memory, make_learner(plan))
-        saver = Saver(plan, loader.replay, lambda *_, **__: None)
+        saver = Saver(plan, loader.replay, trainer.record, lambda *_, **__: None)
         restore_replay(found[0], loader, saver)
         trainer.restore(found[0])
         for _ in range(4):
@@ -271,7 +274,7 @@ def targets(folder: Path) -> list[Target]:
         if name == "CartPole-v1":
             run = folder / "run"
             run.mkdir()
-            board = Leaderboard(run / "best")
+            board = Leaderboard(run / "best", print)
             for updates, mean in ((7, 1.0), (9, 2.0)):
                 entry = Entry(updates, 10 * updates, mean, 0.1, 0.9, 1.1, 4)
                 board.offer(entry, {"policy": flat}, facts)

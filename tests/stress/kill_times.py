@@ -53,7 +53,7 @@ def begin(folder: Path) -> int:
             train(endless, quiet=True)
         finally:
             os._exit(1)
-    until(lambda: (folder / "run" / "best" / "policy.safetensors").exists())  # it was evaluated
+    until(lambda: (folder / "run" / "best" / "leaderboard.json").exists())  # it was evaluated
     return pid
 
 

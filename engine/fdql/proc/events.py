@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from typing import Any
 
 
@@ -14,21 +15,23 @@ class LineLostError(RuntimeError):
 class Events:
     """A child's line to the supervisor: one JSON object per line through an inherited pipe.
 
-    Used at most a few times a second. When the supervisor is gone the next line raises
-    BrokenPipeError.
+    Used at most a few times a second, by any thread. When the supervisor is gone the next line
+    raises BrokenPipeError.
     """
 
     def __init__(self, fd: int) -> None:
         self._fd, self._pipe = fd, os.fstat(fd)
+        self._one_line = threading.Lock()
 
     def send(self, kind: str, **values: Any) -> None:
         """Send one event. Raises LineLostError; nothing is ever written into another file."""
         data = memoryview((json.dumps({"event": kind, **values}) + "\n").encode())
         try:
-            if not os.path.samestat(os.fstat(self._fd), self._pipe):
-                raise LineLostError("its number is another file's now")
-            while data:
-                data = data[os.write(self._fd, data) :]
+            with self._one_line:
+                if not os.path.samestat(os.fstat(self._fd), self._pipe):
+                    raise LineLostError("its number is another file's now")
+                while data:
+                    data = data[os.write(self._fd, data) :]
         except BrokenPipeError:
             raise
         except OSError as error:

@@ -10,37 +10,47 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fdql.checkpoint import CheckpointError, read_manifest
-from fdql.checkpoint_folder import ROWS
+from fdql.checkpoint import CheckpointError
 from fdql.config import ConfigError
+from fdql.manifest import ROWS, read_manifest
 from fdql.proc.loader import Loader
-from fdql.proc.resumed import updates_of
+from fdql.proc.resumed import count_of, updates_of
 from fdql.proc.saver import Saver
+from fdql.replay.lanes import STEPS
 from fdql.replay.saved import SavedRange, read_tables
-from fdql.replay.state import load_replay, same_lanes
+from fdql.replay.state import load_replay
 
 
 def restore_replay(folder: Path, loader: Loader, saver: Saver) -> bool:
-    """Fill the loader's replay. True when it is what it was; with other lanes the rows are stored
-    anew. Raises CheckpointError, and ConfigError when the rows are of another kind.
+    """Fill the loader's replay. True when it is what it was; with other lanes, or where files of
+    rows are missing, the rows there are are stored anew. Raises CheckpointError, and ConfigError
+    when the rows are of another kind.
     """
     manifest, replay = read_manifest(folder), loader.replay
     tables = read_tables(folder / "replay.safetensors", replay)
+    steps = int(tables["counters"][STEPS])
+    if steps != count_of(manifest, "env_steps"):
+        raise CheckpointError(f"{folder}: its replay is of {steps} steps, its manifest of another")
     rows = folder.parent / ROWS
     n_lanes = len(tables["table"])
-    ranges = [SavedRange(rows / name, replay, n_lanes) for name in manifest.shared]
+    there = {name: part for name, part in manifest.shared.items() if (rows / name).is_file()}
+    ranges = [SavedRange(rows / name, replay, n_lanes) for name in there]
     try:
-        load_replay(replay, tables, ranges)
+        loaded = load_replay(replay, tables, ranges)
     except ValueError as error:
         if isinstance(error, ConfigError):
             raise
         raise CheckpointError(f"{folder}: {error}") from None
-    loader.sampled = loader.updates = updates_of(manifest)
-    exactly = same_lanes(replay, tables)
-    if exactly:
-        parts = zip(manifest.shared.items(), ranges, strict=True)
+    if manifest.facts.get("replay") and not replay.size:
+        raise CheckpointError(f"{folder}: none of its rows is left")
+    loader.sampled = loader.updates = updates = updates_of(manifest)
+    lost = f" ({loaded.lost:,} more were in damaged files)" if loaded.lost else ""
+    saver.say("note", message=f"goes on from {folder.name}: {steps:,} steps, {updates:,} updates, "
+              f"{loaded.kept:,} rows of the replay{lost}")  # fmt: skip
+    if loaded.exactly:
+        parts = zip(there.items(), ranges, strict=True)
         saver.adopt([(name, part, r.first, r.end) for (name, part), r in parts])
-    return exactly
+    return loaded.exactly
 
 
 def restored_facts(folder: Path, name: str) -> dict[str, Any]:

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from fdql.checkpoint import CheckpointError, Manifest
+from fdql.checkpoint import CheckpointError
+from fdql.manifest import Manifest
 from fdql.proc.memory import RECORD_TRAINER, RunMemory
 from fdql.profile import Counter
 

@@ -17,14 +17,17 @@ from typing import Any
 
 import numpy as np
 
-from fdql.checkpoint import Arrays, CheckpointError, Part, Tensors
+from fdql.checkpoint import Arrays, CheckpointError, Part
 from fdql.checkpoint_folder import CheckpointFolder
 from fdql.config_file import to_dict
+from fdql.leaderboard import read
 from fdql.proc.memory import RunPlan
+from fdql.profile import Counter
 from fdql.replay.replay import Replay
 from fdql.replay.size import row_nbytes
-from fdql.replay.state import oldest, rows_between, settled, tables_of
+from fdql.replay.state import columns_of, oldest, rows_between, settled, tables_of
 from fdql.replay.sum_tree import I64
+from fdql.shm.records import Record
 
 RANGES = 64  # that a full replay is kept in, about; a shorter range is written again with the next
 LEAST_RANGE = 1024  # rows
@@ -51,14 +54,25 @@ class Captured:
     facts: Mapping[str, Any]
 
 
+def _silent() -> None:
+    pass
+
+
 class Saver:
     """The checkpoints of one run. `work` and `close` are called by the owner of the replay, `give`
     by the owner of the learner; a checkpoint that fails is told through `say` and tried again.
+
+    record  of the trainer: who writes the files counts there how far a checkpoint is
+    show    called after every piece that was written
     """
 
-    def __init__(self, plan: RunPlan, replay: Replay, say: Callable[..., None]) -> None:
+    def __init__(
+        self, plan: RunPlan, replay: Replay, record: Record, say: Callable[..., None],
+        show: Callable[[], None] = _silent,
+    ) -> None:  # fmt: skip
         config = plan.config
-        self.plan, self.replay, self.say = plan, replay, say
+        self.plan, self.replay, self.record = plan, replay, record
+        self.say, self.show = say, show
         self.folder = CheckpointFolder(Path(plan.run_dir) / "checkpoints")
         self.keep, self.every = config.checkpoint_keep, config.checkpoint_every
         most = MOST_RANGE_NBYTES // row_nbytes(replay.shape)
@@ -66,6 +80,7 @@ class Saver:
         self._asked = self._given = 0  # learner's states: written by the one thread and the other
         self._captured: Captured | None = None
         self._ranges: list[_Range] = []
+        self._named: set[str] = set()  # ranges that a checkpoint on the disk may need; the writer's
         self._copied_at = 0  # steps
         self._next = time.monotonic() + self.every
         self._writer = None if config.serial else ThreadPoolExecutor(1, "checkpoint")
@@ -77,6 +92,7 @@ class Saver:
             done: Future[Written] = Future()
             done.set_result((name, part))
             self._ranges.append(_Range(first, end, done))
+            self._named.add(name)
         self._copied_at = self.replay.steps
 
     def due(self) -> bool:
@@ -98,9 +114,11 @@ class Saver:
         False when nothing was.
         """
         steps = self.replay.steps - self._copied_at
-        if self.keep == 0 or (steps < self.range_rows and not self.due()):
+        if self.keep == 0 or self.every == 0:  # with one, at the end, most rows would be in vain
             return False
-        self._forget_failed()
+        if steps < self.range_rows and not self.due():
+            return False
+        self._forget(_has_failed)
         if sum(not r.file.done() for r in self._ranges[-MOST_WAITING:]) >= MOST_WAITING:
             return False  # the disk is behind: the rows wait where they are
         if self.replay.steps - self._copied_at >= self.range_rows:
@@ -122,18 +140,19 @@ class Saver:
         """
         self._captured = None
         self._next = time.monotonic() + self.every
-        self._forget_failed()
+        self._forget(self._is_gone)
+        parts = {"learner": captured.arrays, "replay": tables_of(self.replay), **(more or {})}
+        self._submit(self._begin, self._left_nbytes(parts))
         while self._copy_range() > 0:
             if len(self._ranges) >= MOST_WAITING:
                 self._ranges[-MOST_WAITING].file.exception()  # waits: memory holds a few at most
-        parts = {"learner": captured.arrays, "replay": tables_of(self.replay), **(more or {})}
         facts = {
             **captured.facts,
             "env_steps": self.replay.steps,
             "replay": self.replay.size,
             "resumes": self.plan.resumes,
             "config": to_dict(self.plan.config),
-            "best_return": self._best_return(),
+            "best_return": self._best_return(int(captured.facts["updates"])),
         }
         files = [r.file for r in self._ranges]
         self._checkpoint = self._submit(self._write, parts, facts, files)
@@ -158,11 +177,10 @@ class Saver:
         """
         alive, end = oldest(self.replay), settled(self.replay)
         while self._ranges and (self._ranges[0].end <= alive).all():
-            del self._ranges[0]
-        first = self._ranges[-1].end if self._ranges else alive
-        if self._ranges and self._is_short(self._ranges[-1]):
-            first = self._ranges.pop().first
-        first = np.maximum(first, alive)
+            self._drop([self._ranges.pop(0)])
+        first = self._first()
+        if self._ranges and (first < self._ranges[-1].end).any():  # it is copied again
+            self._drop([self._ranges.pop()])
         total = int((end - first).sum())
         if total > self.range_rows:  # every lane gives its share
             end = first + ((end - first) * self.range_rows + total - 1) // total
@@ -170,19 +188,60 @@ class Saver:
         self._copied_at = self.replay.steps - left
         if (end > first).any():
             arrays = rows_between(self.replay, first, end)
-            file = self._submit(self.folder.write_rows, arrays)
+            file = self._submit(self.folder.write_rows, arrays, self._wrote)
             self._ranges.append(_Range(first, end, file))
         return left
 
     def _is_short(self, r: _Range) -> bool:
         return r.file.done() and bool((r.end - r.first).sum() < self.range_rows // 2)
 
-    def _forget_failed(self) -> None:
-        """Rows whose writing failed, and all after them, are copied again while they last."""
+    def _first(self) -> I64:
+        """Rows that are copied next: behind the last range, or from its first if it is short."""
+        alive = oldest(self.replay)
+        if not self._ranges:
+            return alive
+        last = self._ranges[-1]
+        return np.maximum(last.first if self._is_short(last) else last.end, alive)
+
+    def _left_nbytes(self, parts: Mapping[str, Arrays]) -> int:
+        """Bytes of a checkpoint that are to be written: its own parts, and rows in no range yet."""
+        rows = int((settled(self.replay) - self._first()).sum())
+        row = sum(column[:1].nbytes for column in columns_of(self.replay).values())
+        return rows * row + sum(a.nbytes for arrays in parts.values() for a in arrays.values())
+
+    def _forget(self, lost: Callable[[Future[Written]], bool]) -> None:
+        """The first range whose file is `lost`, and all after it, are copied again while they
+        last.
+        """
         for i, each in enumerate(self._ranges):
-            if each.file.done() and each.file.exception() is not None:
+            if each.file.done() and lost(each.file):
+                self._drop(self._ranges[i:])
                 del self._ranges[i:]
                 return
+
+    def _is_gone(self, file: Future[Written]) -> bool:
+        return _has_failed(file) or not self.folder.has_rows(*file.result())
+
+    def _drop(self, ranges: list[_Range]) -> None:
+        """Delete files of rows that no later checkpoint will name, unless one before needs them:
+        otherwise they would stay until the next one is written.
+        """
+        for each in ranges:
+            self._submit(self._delete, each.file)
+
+    def _delete(self, file: Future[Written]) -> None:
+        """The writer's side: it has written the file by now, and every checkpoint that names it."""
+        if not _has_failed(file) and file.result()[0] not in self._named:
+            self.folder.drop_rows(file.result()[0])
+
+    def _begin(self, nbytes: int) -> None:
+        """The writer's side: files of so many bytes follow, which make a checkpoint."""
+        self.record.set(Counter.SAVED, 0)
+        self.record.set(Counter.TO_SAVE, nbytes)
+
+    def _wrote(self, nbytes: int) -> None:
+        self.record.add(Counter.SAVED, nbytes)
+        self.show()
 
     def _submit(self, call: Callable[..., Any], *args: Any) -> Future[Any]:
         if self._writer is not None:
@@ -201,17 +260,31 @@ class Saver:
         t0 = time.monotonic()
         try:
             shared = dict(file.result() for file in files)
-            path = self.folder.write(int(facts["updates"]), parts, facts, shared)
-            self.folder.prune(self.keep)
+            path = self.folder.write(int(facts["updates"]), parts, facts, shared, self._wrote)
         except Exception as error:
             self.say("checkpoint_failed", message=f"{type(error).__name__}: {error}")
             raise
+        finally:
+            self.record.set(Counter.TO_SAVE, 0)
+            self.record.set(Counter.SAVED, 0)
+        self._named |= shared.keys()
         self.say("checkpoint", name=path.name, seconds=time.monotonic() - t0)
+        try:
+            self._named = self.folder.prune(self.keep, shared)
+        except (OSError, CheckpointError) as error:
+            self.say("warning", message=f"old checkpoints could not be cleared away: {error}")
         return path
 
-    def _best_return(self) -> float | None:
+    def _best_return(self, updates: int) -> float | None:
+        """The best evaluation of a policy of at most so many updates: a run that was killed and
+        goes on may have evaluated later ones, which it makes again.
+        """
         try:
-            with Tensors(Path(self.plan.run_dir) / "best" / "policy.safetensors") as best:
-                return float(best.facts["eval_return_mean"])
-        except (CheckpointError, KeyError, TypeError, ValueError):
+            entries = read(Path(self.plan.run_dir) / "best")
+        except CheckpointError:
             return None
+        return max((e.mean for e in entries if e.updates <= updates), default=None)
+
+
+def _has_failed(file: Future[Written]) -> bool:
+    return file.exception() is not None

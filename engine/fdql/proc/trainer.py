@@ -13,11 +13,11 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any
 
 import numpy as np
 
-from fdql.checkpoint import Arrays, Tensors, save_tensors
+from fdql.checkpoint import Arrays, CheckpointError, Tensors, save_tensors
+from fdql.manifest import read_manifest
 from fdql.proc.events import Events
 from fdql.proc.governor import Governor
 from fdql.proc.loader import Loader
@@ -30,6 +30,7 @@ from fdql.proc.memory import (
     RunPlan,
 )
 from fdql.proc.restore import restore_replay, restored_facts
+from fdql.proc.resumed import updates_of
 from fdql.proc.saver import Captured, Saver
 from fdql.proc.thread_choice import ThreadChoice
 from fdql.profile import Counter, Stage
@@ -173,6 +174,8 @@ class Trainer:
             getattr(self, name)[:] = arrays.pop(name)
         self.learner.load_state({k.removeprefix(LEARNER): array for k, array in arrays.items()})
         self.updates = self.learner.updates
+        if self.updates != (said := updates_of(read_manifest(folder))):
+            raise CheckpointError(f"{folder}: its learner made {self.updates} updates, not {said}")
         self.health = restored_facts(folder, "health")
         self.record.set(Counter.UPDATES, self.updates)
         self.record.set(Counter.ALLOWED, self.governor.allowed(self.updates))
@@ -204,8 +207,7 @@ def trainer_main(memory: RunMemory, events: Events) -> int:
     """Run until told to stop, then save. Returns 0; NotFiniteError when an update is not finite."""
     loader = Loader(memory)
     trainer = Trainer(memory, make_learner(memory.plan))
-    news: SimpleQueue[dict[str, Any]] = SimpleQueue()
-    saver = Saver(memory.plan, loader.replay, lambda kind, **v: news.put({"kind": kind} | v))
+    saver = Saver(memory.plan, loader.replay, trainer.record, events.send)
     if memory.plan.checkpoint is not None:
         restore_replay(Path(memory.plan.checkpoint), loader, saver)
         loader.replay.close_lanes(0, memory.plan.lanes)  # the environments start anew
@@ -269,8 +271,6 @@ def trainer_main(memory: RunMemory, events: Events) -> int:
             bell.ring()
         if saver.wants_learner and trainer.updates:
             saver.give(trainer.capture())
-        while not news.empty():
-            events.send(**news.get())
         if started is not None:
             record.set(Counter.TRAIN_NS, now_ns() - started)
         if time.monotonic() - reported > METRICS_SECONDS:
