@@ -178,3 +178,18 @@ def test_ready_comes_after_a_sign_of_life(own_environments, tmp_path, role):
         from fdql.proc.env_worker import env_worker_main as main
     main(memory, told, *((0, 1) if role == "worker 0" else ()))
     assert told.ready
+
+
+@pytest.mark.parametrize("impatient", [False, True])
+def test_a_checkpoint_that_takes_too_long_is_named(impatient):
+    """The user reads why the trainer was killed, not that memory ran out."""
+    killed: list[str] = []
+    trainer = SimpleNamespace(error="", kill=lambda: killed.append("trainer"))
+    quiet = SimpleNamespace(log=lambda line: None, show=lambda: None)
+    crew = Crew.__new__(Crew)
+    crew.children, crew.problem, crew.folder, crew.report = {"trainer": trainer}, None, quiet, quiet
+    crew.pump = lambda: None
+    crew.wait_for(["trainer", "worker 0"], 0.0, SimpleNamespace(impatient=impatient))
+    assert killed == ["trainer"]
+    assert "while it saved: the checkpoint before is the newest" in trainer.error
+    assert ("did not leave within 0 s" in str(crew.problem)) is not impatient

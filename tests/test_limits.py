@@ -95,9 +95,9 @@ def test_a_full_disk_is_told_once_and_the_run_goes_on(
     own_environments, tmp_path, monkeypatch, capfd
 ):
     class Full(Appended):
-        def __init__(self, path: Path, *, fresh: bool = False) -> None:
+        def __init__(self, path: Path) -> None:
             full = path.name == "metrics.jsonl"
-            super().__init__(Path("/dev/full") if full else path, fresh=fresh)
+            super().__init__(Path("/dev/full") if full else path)
 
     monkeypatch.setattr(fdql.run_folder, "Appended", Full)
     result = go(tmp_path, "own_envs:Counting", total_timesteps=1500, envs_per_worker=4)
@@ -111,7 +111,7 @@ def test_a_full_disk_is_told_once_and_the_run_goes_on(
 
 def test_a_folder_that_cannot_be_filled_is_not_left(tmp_path, monkeypatch):
     class Full(Appended):
-        def __init__(self, path: Path, *, fresh: bool = False) -> None:
+        def __init__(self, path: Path) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(fdql.run_folder, "Appended", Full)

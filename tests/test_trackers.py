@@ -73,7 +73,9 @@ def events(folder: Path) -> dict[str, list[tuple[int, float]]]:
 def kept_until(step: int, folder: Path, **settings: bool) -> RunFolder:
     """The folder of a run that goes on after `step`."""
     config = Config(run_dir=str(folder), **settings)
-    return RunFolder(config, lambda _, row: row["time/total_timesteps"] <= step)
+    made = RunFolder(config, lambda _, row: row["time/total_timesteps"] <= step)
+    made.begin()
+    return made
 
 
 @needs_tensorboard

@@ -8,11 +8,10 @@ from pathlib import Path
 
 
 class Appended:
-    """The file at `path`, made where there is none; `fresh`: emptied first. Nothing is buffered."""
+    """The file at `path`, made where there is none. Nothing is buffered."""
 
-    def __init__(self, path: Path, *, fresh: bool = False) -> None:
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | (os.O_TRUNC if fresh else 0)
-        self._fd = os.open(path, flags, 0o644)
+    def __init__(self, path: Path) -> None:
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         self._size = os.fstat(self._fd).st_size
 
     def fileno(self) -> int:

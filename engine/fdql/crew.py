@@ -184,10 +184,17 @@ class Crew:
             self.report.show()  # the last checkpoint may take its time
             if time.monotonic() > deadline or stop.impatient:
                 break
+        how = "asked twice" if stop.impatient else f"did not leave within {seconds:g} s"
         for role in roles:
             if role in self.children:
-                self.folder.log(f"[{role}] did not leave in time, killed")
-                self.children[role].kill()
+                child = self.children[role]
+                child.error = f"{how}, killed"
+                if role == "trainer":
+                    child.error += " while it saved: the checkpoint before is the newest"
+                    if not stop.impatient:
+                        self.problem = self.problem or f"the trainer process {child.error}"
+                self.folder.log(f"[{role}] {child.error}")
+                child.kill()
 
     def kill_all(self) -> None:
         """Whatever happened: no child is left."""

@@ -17,7 +17,7 @@ from fdql.cgroup import cpu_limit, memory_left
 from fdql.config import Config, ConfigError
 from fdql.envs import EnvSpec
 from fdql.proc.memory import RunPlan
-from fdql.replay.size import default_capacity, nbytes_for, row_nbytes
+from fdql.replay.size import check_lanes, default_capacity, nbytes_for, row_nbytes
 
 # Descriptors of the supervisor: its own and a start's short-lived ones; a pidfd and two pipes.
 DESCRIPTORS, DESCRIPTORS_PER_PROCESS = 32, 3
@@ -192,13 +192,15 @@ def _check_address_space(config: Config, replay: int) -> None:
 def check_memory(config: Config, env: EnvSpec) -> tuple[Config, int]:
     """Fix the replay's capacity; returns it with its bytes when full.
 
-    Raises ConfigError when that cannot fit this machine, or this process's limit.
+    Raises ConfigError when that cannot fit this machine or this process's limit, or is too little
+    for the environments.
     """
     assert config.workers is not None
     assert config.envs_per_worker is not None
     lanes = config.workers * config.envs_per_worker
     per_row = row_nbytes(env.rows)
     capacity = config.replay.capacity or default_capacity(env.rows)
+    check_lanes(capacity, lanes, config.replay.n_step, env.rows.stack)
     pair = 2 * env.stack * env.rows.obs_nbytes  # an observation and the next, of a staged batch
     needed = nbytes_for(capacity, lanes, env.rows)
     needed += config.replay.staged_batches * config.sac.batch_size * pair

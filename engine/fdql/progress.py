@@ -44,7 +44,7 @@ class ProgressMeter:
         )
         self.total = config.total_timesteps
         self.warmup = min(config.explore.warmup_steps, self.total)
-        governor = Governor(config)
+        governor = Governor(config, plan.base)
         self.warmup_updates = 0 if governor.free else governor.due(self.warmup)
         self.capacity = config.replay.capacity or 0
         self.episodes = config.eval.episodes or plan.env.eval_episodes

@@ -44,7 +44,7 @@ class Report:
                 "evaluator": memory.record(RECORD_EVALUATOR),
             }
         )
-        self.governor = Governor(plan.config)
+        self.governor = Governor(plan.config, plan.base)
         self.meter = ProgressMeter(plan, memory)
         self.setting = Setting(
             cores=allowed_cores(),
@@ -64,17 +64,16 @@ class Report:
         # With a command the clock starts when it does, imports included.
         self.began = process_start() if plan.began is None else plan.began
         self.listeners: list[Callable[[dict[str, Any]], None]] = []  # told of every evaluation
-        self.restarts = 0
         self.problem: str | None = None  # what was told first
         self.returns: deque[float] = deque(maxlen=EPISODES_AVERAGED)
         self.lengths: deque[int] = deque(maxlen=EPISODES_AVERAGED)
         self.learner: dict[str, float] = {}
-        self.evaluation: dict[str, Any] = {}
-        self.unimproved = 0  # evaluations since the best one
-        self.first_time_at_stop_return: dict[str, Any] | None = None
-        if folder.last_row:  # the run goes on
-            self.began -= float(folder.last_row["time/time_elapsed"])
-            self.restarts = int(folder.last_row["engine/restarts"])
+        past = folder.past  # of a run that goes on
+        self.began -= past.elapsed
+        self.restarts, self.evaluation = past.restarts, past.evaluation
+        self.unimproved = past.unimproved  # evaluations since the best one
+        self.meter.returns += past.returns
+        self.first_time_at_stop_return = past.first_at(self.threshold)
         self._last = (self.elapsed(), self.env_steps, self.updates)
         self._speed = (0.0, 0.0)
 
@@ -217,10 +216,8 @@ class Report:
                 row["eval/interval_low"], row["eval/interval_high"] = interval
             row["eval/q_bias"] = self.evaluation["q_bias"]
             if evaluated:
-                row["eval/updates"], row["eval/env_steps"] = (
-                    self.evaluation["updates"],
-                    self.evaluation["env_steps"],
-                )
+                for key in ("updates", "env_steps", "episodes"):
+                    row[f"eval/{key}"] = self.evaluation[key]
         return row
 
     def duty_cycle(self) -> float:

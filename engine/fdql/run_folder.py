@@ -8,6 +8,7 @@ import contextlib
 import csv
 import json
 import math
+import re
 import shutil
 import sys
 import time
@@ -22,8 +23,10 @@ from fdql.checkpoint import write_bytes, write_json
 from fdql.config import Config, ConfigError
 from fdql.config_file import to_dict
 from fdql.outlet import told
+from fdql.past import Past, keep_rows
 from fdql.trackers import Trackers
 
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}")  # names of checkpoint.write_bytes
 SUMMARY_FORMAT = 2  # 2: stages_us holds times only, `processes` the rest; see docs/adr/0008
 
 # Columns of progress.csv; metrics.jsonl may hold more. Stable Baselines' names where it has one.
@@ -115,76 +118,83 @@ def is_written(run_dir: Path) -> bool:
 class RunFolder:
     """Creates the folder; one writer, the supervisor (or serial mode).
 
-    failed    what could not be written since, one sentence; None: everything was
-    rows      rows of metrics written so far
-    last_row  of a run that goes on: its newest row that is kept
+    failed  what could not be written since, one sentence; None: everything was
+    rows    rows of metrics written so far
+    past    of a run that goes on: what its kept rows say
     """
 
     def __init__(self, config: Config, kept: Callable[[int, dict[str, Any]], bool] | None = None):
         """`kept`: the run in config.run_dir goes on; says of every row of metrics (index, row)
-        whether it is still true.
+        whether it is still true. Its files stay as they are until `begin`.
         """
         self._trackers = Trackers(config)  # a missing extra is said before anything is written
-        self.rows, self.last_row = 0, dict[str, Any]()
+        self.rows, self.past = 0, Past()
         self.failed: str | None = None
         self._files: list[Appended] = []
+        self._config, self._kept = config, kept
         self.path = self._create(config) if kept is None else Path(str(config.run_dir))
-        try:
-            self._open(config, kept)
-        except OSError as error:
-            self._close_files()
-            if kept is None:
-                shutil.rmtree(self.path, ignore_errors=True)
-            raise ConfigError(
-                f"run_dir = {str(self.path)!r}: cannot be written ({error.strerror}); a folder on "
-                "another disk works: --run-dir"
-            ) from None
-
-    def _appended(self, name: str, *, fresh: bool = False) -> Appended:
-        self._files.append(Appended(self.path / name, fresh=fresh))
-        return self._files[-1]
-
-    def _open(self, config: Config, kept: Callable[[int, dict[str, Any]], bool] | None) -> None:
-        path = self.path
-        self._log = self._appended("log.txt")
+        with self._explained():
+            self._log = self._appended("log.txt")
         if not _locked(self._log):
             self._close_files()
             raise ConfigError(
-                f"run_dir = {str(path)!r}: a process is still writing it; wait for its end"
+                f"run_dir = {str(self.path)!r}: a process is still writing it; wait for its end"
             )
-        old = [] if kept is None else self._kept_rows(kept)
-        shown = to_dict(config)
-        # The folder itself is left out so that --config <run>/config.toml works.
-        shown.pop("run_dir", None)
-        write_bytes(path / "config.toml", tomli_w.dumps(shown).encode())
-        lines = "".join(json.dumps(row) + "\n" for row in old)
-        write_bytes(path / "metrics.jsonl", lines.encode())
-        self._metrics = self._appended("metrics.jsonl")
-        progress = self._appended("progress.csv", fresh=True)
-        self._csv = csv.DictWriter(progress, COLUMNS, extrasaction="ignore")
-        self._csv.writeheader()
-        self._csv.writerows(old)
-        self.rows = len(old)
-        self.last_row = old[-1] if old else {}
-        try:
-            self._trackers.open(path)
-        except ConfigError:
-            self.close() if kept else self.discard()
-            raise
-        self._say(self._trackers.goes_on(int(self.last_row.get("time/total_timesteps", 0))))
+        with self._explained():
+            self._trackers.open(self.path)
+        if kept is None:
+            self.begin()
 
-    def _kept_rows(self, kept: Callable[[int, dict[str, Any]], bool]) -> list[dict[str, Any]]:
-        """Rows of metrics.jsonl up to the first that is not kept, or that a kill cut short."""
-        rows: list[dict[str, Any]] = []
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """While nothing runs yet a folder that cannot be written is a wrong one."""
         try:
-            for line in (self.path / "metrics.jsonl").read_text().splitlines():
-                row = json.loads(line)
-                if not kept(len(rows), row):
-                    break
-                rows.append(row)
-        except (OSError, ValueError, KeyError, TypeError):
-            pass
-        return rows
+            yield
+        except ConfigError:
+            self.give_up()
+            raise
+        except OSError as error:
+            self.give_up()
+            works = "a folder on another disk works: --run-dir"
+            if self._kept is not None:
+                works = "once it can be, the same command goes on"
+            raise ConfigError(
+                f"run_dir = {str(self.path)!r}: cannot be written ({error.strerror}); {works}"
+            ) from None
+
+    def _appended(self, name: str) -> Appended:
+        self._files.append(Appended(self.path / name))
+        return self._files[-1]
+
+    def begin(self) -> None:
+        """Write config.toml and begin the metrics. Of a run that goes on, to be called once nothing
+        can be refused any more: its metrics are cut, and how it ended before is true no longer.
+        """
+        path, kept = self.path, self._kept
+        with self._explained():
+            if kept is not None:
+                self.past = keep_rows(path, COLUMNS, kept)
+                self.rows = self.past.rows
+                (path / "summary.json").unlink(missing_ok=True)
+                self._sweep()
+            shown = to_dict(self._config)
+            # The folder itself is left out so that --config <run>/config.toml works.
+            shown.pop("run_dir", None)
+            write_bytes(path / "config.toml", tomli_w.dumps(shown).encode())
+            self._metrics = self._appended("metrics.jsonl")
+            progress = self._appended("progress.csv")
+            self._csv = csv.DictWriter(progress, COLUMNS, extrasaction="ignore")
+            if kept is None:
+                self._csv.writeheader()
+        self._say(self._trackers.goes_on(self.past.steps))
+        if self.past.unreadable:
+            self._say([f"{self.past.unreadable} line(s) of metrics.jsonl were no rows: left out"])
+
+    def _sweep(self) -> None:
+        """Remove the temporary files that a killed process left."""
+        for path in self.path.iterdir():
+            if _TEMPORARY.fullmatch(path.name) and path.is_file():
+                path.unlink(missing_ok=True)
 
     @staticmethod
     def _create(config: Config) -> Path:
@@ -256,8 +266,12 @@ class RunFolder:
         self._close_files()
 
     def _close_files(self) -> None:
-        for file in self._files:
-            file.close()
+        while self._files:
+            self._files.pop().close()
+
+    def give_up(self) -> None:
+        """Nothing was started: a new folder goes, that of a run that was to go on stays."""
+        self.discard() if self._kept is None else self.close(1)
 
     def discard(self) -> None:
         """Remove the folder of a run that took no step, and the parents it was alone in."""

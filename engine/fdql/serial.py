@@ -29,7 +29,7 @@ from fdql.proc.loader import Loader
 from fdql.proc.memory import RunMemory, RunPlan
 from fdql.proc.open_episodes import episodes_of, repeat
 from fdql.proc.restore import restore_replay
-from fdql.proc.resumed import begin_counters
+from fdql.proc.resumed import begin_counters, config_of
 from fdql.proc.saver import Captured, Saver
 from fdql.proc.trainer import Trainer, make_learner
 from fdql.report import Report
@@ -45,11 +45,17 @@ def train_serial(
     callbacks: Sequence[Callback] = (),
 ) -> RunResult:  # fmt: skip
     """Train in this process. Same contract as the asynchronous mode."""
-    memory = RunMemory.create(plan, shared=False)
-    if plan.checkpoint is not None:
-        begin_counters(memory, read_manifest(Path(plan.checkpoint)))
-    report = Report(plan, memory, folder, board)
-    calls = Calls(callbacks, report, memory)
+    try:
+        memory = RunMemory.create(plan, shared=False)
+        if plan.checkpoint is not None:
+            folder.begin()
+            begin_counters(memory, read_manifest(Path(plan.checkpoint)))
+        report = Report(plan, memory, folder, board)
+        calls = Calls(callbacks, report, memory)
+    except BaseException:  # no memory for it: nothing was started, nothing new is kept
+        board.close()
+        folder.give_up()
+        raise
     exit_reason, problem = "crash", None
     try:
         # BLAS has one thread: more would change the order of sums. The learner's two do not.
@@ -206,8 +212,10 @@ class Lockstep:
         """Go on from a checkpoint; one of the asynchronous mode has no open episodes."""
         exactly = restore_replay(checkpoint, self.loader, self.saver)
         self.trainer.restore(checkpoint)
-        saved = read_manifest(checkpoint).facts.get("lockstep")
-        if saved is None or not exactly:
+        manifest = read_manifest(checkpoint)
+        saved = manifest.facts.get("lockstep")
+        groups = config_of(manifest).engine.groups  # these take turns: others have other rows
+        if saved is None or not exactly or groups != self.plan.config.engine.groups:
             self.loader.replay.close_lanes(0, self.plan.lanes)
             self.trainer.publish()
             self.worker.start()
@@ -215,7 +223,7 @@ class Lockstep:
             return
         try:
             self._restore_lockstep(checkpoint, saved)
-        except (KeyError, TypeError, IndexError, ValueError) as error:
+        except (KeyError, TypeError, IndexError, ValueError, OverflowError) as error:
             raise CheckpointError(f"{checkpoint}: its serial part is damaged ({error})") from None
 
     def _restore_lockstep(self, checkpoint: Path, saved: dict[str, Any]) -> None:

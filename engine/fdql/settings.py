@@ -199,7 +199,7 @@ def to_markdown() -> str:
         "Every setting of a run. In a file: `key = value`, those with a dot in their table; "
         "on the command line: `--key value`, with `-` for `_` (`trace_seconds` is `--trace`), and "
         "`--key` or `--no-key` where the value is true or false; in "
-        "Python: `fdql.Config(seed=1, sac=fdql.config.SacConfig(discount=0.98))`. `fdql train "
+        "Python: `fdql.Config(seed=1, sac=fdql.SacConfig(discount=0.98))`. `fdql train "
         "--print-config` writes a file with all of them. A default of none is derived or off, as "
         'the text says. Sources: "ours" is chosen, not measured; "trials" are short runs on small '
         "tasks before the first release. This page is printed by `python -m fdql.settings`.",

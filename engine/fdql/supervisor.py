@@ -20,11 +20,12 @@ from fdql.config import Config, ConfigError
 from fdql.crew import Crew
 from fdql.ending import RunResult, conclude
 from fdql.envs import check_train_call
+from fdql.fit import check_fit
 from fdql.machine import allowed_cores, banner, check_descriptors, check_memory, resolve
 from fdql.manifest import read_manifest
 from fdql.probe import probe
 from fdql.proc.memory import FINISH, LAST, STOP, RunMemory, RunPlan
-from fdql.proc.resumed import begin_counters, count_of, keeps_row
+from fdql.proc.resumed import base_of, begin_counters, count_of, keeps_row
 from fdql.profile import Counter
 from fdql.report import Report
 from fdql.run_folder import RunFolder, run_dir_exists
@@ -66,11 +67,14 @@ def train(
     config = resolve(config, cores=cores, step_us=step_us, env=env)
     config, replay_bytes = check_memory(config, env)
     check_descriptors(config)
+    if manifest is not None:
+        check_fit(manifest, config, env)
     with StopRequest() as stop:  # from here on Ctrl-C ends in order: there is a folder to clear up
         folder = RunFolder(config, None if manifest is None else partial(keeps_row, manifest))
         plan = RunPlan(
             checkpoint=None if checkpoint is None else str(checkpoint.resolve()),
             resumes=0 if manifest is None else count_of(manifest, "resumes") + 1,
+            base=(0, 0) if manifest is None else base_of(manifest, config),
             config=replace(config, run_dir=str(folder.path)),
             env=env,
             run_dir=str(folder.path.resolve()),
@@ -88,7 +92,7 @@ def train(
             supervisor = Supervisor(plan, folder, board, stop, callbacks, until_traced)
         except BaseException:  # no memory for it: nothing was started, nothing new is kept
             board.close()
-            folder.discard() if checkpoint is None else folder.close(1)
+            folder.give_up()
             raise
         return supervisor.run()
 
@@ -103,6 +107,7 @@ class Supervisor:
         self.plan, self.folder, self.board, self.stop = plan, folder, board, stop
         self.memory = RunMemory.create(plan, shared=True)
         if plan.checkpoint is not None:
+            folder.begin()
             begin_counters(self.memory, read_manifest(Path(plan.checkpoint)))
         self.report = Report(plan, self.memory, folder, board)
         self.calls = Calls(callbacks, self.report, self.memory)

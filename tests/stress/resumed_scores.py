@@ -5,12 +5,14 @@
 The asynchronous mode, with the defaults. Each seed runs once undisturbed and once with SIGKILL at
 random moments, each followed by `fdql resume`. Compared are the last evaluations: the mean of the
 resumed runs must be within the 95 % interval of the undisturbed ones' mean, widened by nothing;
-samples per insert and counters must be what they are without kills. About 3 minutes on two cores.
+samples per insert and counters must be what they are without kills, and every kill must have
+struck. About 3 minutes on two cores.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import random
 import subprocess
@@ -35,13 +37,16 @@ def finish(words: list[str], folder: Path) -> dict[str, Any]:
 
 
 def killed(words: list[str], folder: Path, steps: int) -> bool:
-    """Start, kill once a checkpoint with so many steps is there. False when it ended before."""
+    """Start, kill once it has written a checkpoint with so many steps. False: it ended before."""
+    old = set(folder.glob("checkpoints/0*"))
     process = subprocess.Popen([*FDQL, *words], stdout=subprocess.DEVNULL)
     try:
         while process.poll() is None:
-            for manifest in folder.glob("checkpoints/0*/manifest.json"):
-                if json.loads(manifest.read_text())["facts"]["env_steps"] >= steps:
-                    return True
+            for path in set(folder.glob("checkpoints/0*")) - old:
+                with contextlib.suppress(FileNotFoundError):  # cleared up meanwhile
+                    manifest = json.loads((path / "manifest.json").read_text())
+                    if manifest["facts"]["env_steps"] >= steps:
+                        return True
             time.sleep(0.01)
         return False
     finally:
@@ -54,6 +59,8 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--kills", type=int, default=2)
     a = parser.parse_args()
+    if a.seeds < 2:
+        parser.error("--seeds: an interval needs 2")
     wrong = 0
     with tempfile.TemporaryDirectory() as parent:
         for env, total in STEPS.items():
@@ -75,6 +82,7 @@ def main() -> int:
                     values.append(s["eval_return_mean"])
                     ratio = s["samples_per_insert_actual"]
                     exact = s["env_steps"] == total and abs(ratio / 32.0 - 1) < 0.02
+                    exact &= kills == (a.kills if how == "resumed" else 0)
                     exact &= s["steps_committed"] == total + s["steps_in_flight"]
                     wrong += not exact
                     print(

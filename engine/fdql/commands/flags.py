@@ -9,6 +9,7 @@ from fdql.config import Config, ConfigError
 from fdql.config_file import load_toml
 
 Settings = TypeVar("Settings", bound=Config)
+_FILE = " --config FILE reads settings from TOML; flags beat the file."
 
 
 def take(words: list[str], name: str, what: str, works: str) -> str | None:
@@ -57,5 +58,5 @@ def parse(words: list[str], default: Settings, verb: str, description: str) -> S
     Config.__annotations__["trace_seconds"] = Annotated[float | None, flag]
     return tyro.cli(
         type(default), args=words, default=default, prog=f"fdql {verb}",
-        description=f"{description} --config FILE reads settings from TOML; flags beat the file.",
+        description=description + ("" if verb.startswith("resume") else _FILE),
     )  # fmt: skip

@@ -14,7 +14,7 @@ def run(words: list[str]) -> int:
     if not asks and (not words or words[0].startswith("-")):
         raise ConfigError("run: its folder must follow; fdql resume runs/CartPole-v1/<run> works")
     from fdql.clock import process_start
-    from fdql.resume import resume, run_config
+    from fdql.going_on import resume, run_config
 
     path = Path("." if asks else words.pop(0))
     about = "Go on with a run in its folder, from its newest checkpoint; flags change its settings."

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
-from fdql.commands.flags import parse, take, take_config_file
+from fdql.commands.flags import check_env, parse, take, take_config_file
 from fdql.config import ConfigError
 
 
@@ -36,14 +38,50 @@ def run(words: list[str]) -> int:
 def _go_on(words: list[str], about: str) -> int | None:
     """Go on with the run that the words mean, if there is one; None: a new one is to begin."""
     from fdql.clock import process_start
-    from fdql.resume import resume, run_config, unfinished
+    from fdql.fit import CannotGoOn
+    from fdql.going_on import (
+        Finished,
+        NeverSaved,
+        is_stub,
+        resume,
+        run_config,
+        set_aside,
+        unfinished,
+    )
 
     rest = list(words)
     asked = parse(rest, take_config_file(rest), "train", about)
-    path = Path(asked.run_dir) if asked.run_dir else unfinished(asked.env, asked.seed)
-    if path is None or not path.exists():
-        return None
     rest = list(words)
-    take(rest, "config", "a TOML file", "my.toml")  # the run has its own
-    config = parse(rest, run_config(path), "train", about)
-    return resume(path, config, began=process_start()).exit_code
+    file = take(rest, "config", "a TOML file", "my.toml")  # a run that goes on has its own
+    named = asked.run_dir is not None
+    paths = [Path(asked.run_dir)] if asked.run_dir else unfinished(asked.env, asked.seed)
+    for path in paths:
+        if named and not os.path.lexists(path):
+            return None
+        if named and is_stub(path):
+            _say(f"{path} holds no settings yet: it is {set_aside(path)} now, a new run begins")
+            return None
+        kept = run_config(path)
+        check_env(kept, str(path), words)
+        config = parse(rest, kept, "train", about)
+        try:
+            if file:
+                _say(f"going on with the settings of {path / 'config.toml'}, not those of {file}")
+            return resume(path, config, began=process_start()).exit_code
+        except NeverSaved:
+            if named:
+                _say(f"{path} has no checkpoint: it is {set_aside(path)} now, a new run begins")
+                return None
+        except Finished as error:
+            if named:
+                _say(str(error))
+                return 0
+        except CannotGoOn as error:
+            if named:
+                raise
+            _say(f"passed over: {path}: {error}")
+    return None
+
+
+def _say(line: str) -> None:
+    print(f"fdql: {line}", file=sys.stderr)

@@ -51,7 +51,7 @@ class Evaluator:
         episodes = config.eval.episodes or plan.env.eval_episodes
         seeds = start_seeds(config.seed, WHILE_TRAINING, episodes)
         self.arena = Arena(plan.env, seeds, config.eval.longest_episode, config.sac.discount)
-        governor = Governor(config)
+        governor = Governor(config, plan.base)
         self.first_version = 1 if governor.free else governor.due(config.explore.warmup_steps)
         self.version = 0  # evaluated last
         self.next_steps = 0  # inserted steps at which the next evaluation may start

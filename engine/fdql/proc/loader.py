@@ -24,7 +24,7 @@ class Loader:
         config = plan.config
         self.memory, self.plan = memory, plan
         self.record = memory.own_record(RECORD_TRAINER, "loader")
-        self.governor = Governor(config)
+        self.governor = Governor(config, plan.base)
         self.rings = [memory.ring_reader(w) for w in range(plan.workers)]
         self.views: list[dict[int, ChunkViews]] = [{} for _ in self.rings]  # slot -> columns
         shape = plan.env.rows

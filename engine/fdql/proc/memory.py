@@ -59,6 +59,7 @@ class RunPlan:
     began: float | None = None  # the run's start on clock.monotonic; None: this process's start
     checkpoint: str | None = None  # folder of the one to continue from
     resumes: int = 0  # how often the run was continued
+    base: tuple[int, int] = (0, 0)  # the governor's
 
     def to_json(self) -> str:
         """For the command line of a child."""
@@ -73,6 +74,7 @@ class RunPlan:
         made = {
             "config": from_dict(values["config"]),
             "env": EnvSpec.from_dict(values["env"]),
+            "base": tuple(values["base"]),
         }
         return RunPlan(**(values | made))
 

@@ -10,15 +10,33 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import NDArray
+
 from fdql.checkpoint import CheckpointError
 from fdql.config import ConfigError
 from fdql.manifest import ROWS, read_manifest
 from fdql.proc.loader import Loader
 from fdql.proc.resumed import count_of, updates_of
 from fdql.proc.saver import Saver
+from fdql.profile import Stage
 from fdql.replay.lanes import STEPS
 from fdql.replay.saved import SavedRange, read_tables
 from fdql.replay.state import load_replay
+
+
+class _Watched(SavedRange):
+    """One whose every reading is a sign of life: a large replay takes longer than
+    engine.start_timeout may be.
+    """
+
+    def __init__(self, path: Path, loader: Loader, n_lanes: int) -> None:
+        super().__init__(path, loader.replay, n_lanes)
+        self._record = loader.record
+
+    def rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        """See state.Range."""
+        self._record.heartbeat(Stage.WAIT)
+        return super().rows(name, start, stop)
 
 
 def restore_replay(folder: Path, loader: Loader, saver: Saver) -> bool:
@@ -34,7 +52,7 @@ def restore_replay(folder: Path, loader: Loader, saver: Saver) -> bool:
     rows = folder.parent / ROWS
     n_lanes = len(tables["table"])
     there = {name: part for name, part in manifest.shared.items() if (rows / name).is_file()}
-    ranges = [SavedRange(rows / name, replay, n_lanes) for name in there]
+    ranges = [_Watched(rows / name, loader, n_lanes) for name in there]
     try:
         loaded = load_replay(replay, tables, ranges)
     except ValueError as error:

@@ -152,6 +152,8 @@ class Saver:
             "replay": self.replay.size,
             "resumes": self.plan.resumes,
             "config": to_dict(self.plan.config),
+            "env": self.plan.env.to_dict(),
+            "base": list(self.plan.base),
             "best_return": self._best_return(int(captured.facts["updates"])),
         }
         files = [r.file for r in self._ranges]

@@ -76,7 +76,7 @@ class Trainer:
         plan = memory.plan
         self.plan, self.memory, self.learner = plan, memory, learner
         self.record = memory.own_record(RECORD_TRAINER)
-        self.governor = Governor(plan.config)
+        self.governor = Governor(plan.config, plan.base)
         self.weights = memory.weights_writer()
         self.inference, self.evaluator = memory.bell(BELL_INFERENCE), memory.bell(BELL_EVALUATOR)
         self.flat = np.zeros(plan.policy_size, dtype=np.float32)
@@ -160,6 +160,7 @@ class Trainer:
         facts = {
             "updates": self.updates,
             "stale": self.record.get(Counter.STALE),
+            "dropped": self.record.get(Counter.DROPPED),
             "episodes": sum(w.get(Counter.EPISODES) for w in workers),
             "health": self.health,
         }

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from fdql.config import ConfigError, ReplayConfig
+from fdql.config import ReplayConfig
 from fdql.kernel_cache import njit
 from fdql.replay.batch import Batch, gather_rows, touch_rows
 from fdql.replay.lanes import HEAD, SAMPLEABLE, SLOT, STEPS, LaneStore
 from fdql.replay.nstep import n_step_windows
-from fdql.replay.size import default_capacity, lane_rows_for, least_lane_rows
+from fdql.replay.size import check_lanes, default_capacity, lane_rows_for
 from fdql.replay.statistics import Statistics
 from fdql.replay.sum_tree import F64, I64, SumTree
 from fdql.shm.chunk import ChunkSchema, ChunkViews, RowShape
@@ -67,14 +67,7 @@ class Replay:
     ) -> None:  # fmt: skip
         capacity = config.capacity or default_capacity(shape)
         lane_rows = lane_rows_for(capacity, n_lanes)
-        least = least_lane_rows(config.n_step, shape.stack)
-        if lane_rows < least:
-            stack = f" with stacks of {shape.stack} frames" if shape.stack > 1 else ""
-            raise ConfigError(
-                f"replay.capacity = {capacity}: {n_lanes} environments get {lane_rows} rows each "
-                f"and replay.n_step = {config.n_step}{stack} needs {least}; "
-                f"{max(64, least) * n_lanes} works"
-            )
+        check_lanes(capacity, n_lanes, config.n_step, shape.stack)
         self.shape = shape
         self.rows = LaneStore(
             n_lanes=n_lanes, lane_rows=lane_rows, shape=shape, n_step=config.n_step

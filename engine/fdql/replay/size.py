@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fdql.config import ConfigError
 from fdql.shm.chunk import RowShape
 
 DEFAULT_ROWS = 1_000_000  # capacity when none is configured ...
@@ -30,6 +31,17 @@ def lane_rows_for(capacity: int, n_lanes: int) -> int:
 def least_lane_rows(n_step: int, stack: int) -> int:
     """A window, its successor, the row being written, and the older frames of a stack."""
     return n_step + 2 + stack - 1
+
+
+def check_lanes(capacity: int, n_lanes: int, n_step: int, stack: int) -> None:
+    """Raises ConfigError when a lane would be shorter than its n-step windows and stacks need."""
+    lane_rows, least = lane_rows_for(capacity, n_lanes), least_lane_rows(n_step, stack)
+    if lane_rows < least:
+        stacks = f" with stacks of {stack} frames" if stack > 1 else ""
+        raise ConfigError(
+            f"replay.capacity = {capacity}: {n_lanes} environments get {lane_rows} rows each and "
+            f"replay.n_step = {n_step}{stacks} needs {least}; {max(64, least) * n_lanes} works"
+        )
 
 
 def level_sizes(n_leaves: int) -> list[int]:
