@@ -21,8 +21,9 @@ from fdql.replay.size import check_lanes, default_capacity, nbytes_for, row_nbyt
 
 # Descriptors of the supervisor: its own and a start's short-lived ones; a pidfd and two pipes.
 DESCRIPTORS, DESCRIPTORS_PER_PROCESS = 32, 3
-# Address space of the process that learns, without its replay: below it a library fails to load.
-ADDRESS_SPACE_MIB = {"compiled": 400, "torch": 800}
+# Address space of the trainer without its replay: with less a library or a thread of it fails to
+# start, or waits for ever. It takes 680 where it may.
+ADDRESS_SPACE_MIB = 480
 USABLE = 0.8  # share of the available memory that the replay may take
 WORKERS_PER_CORE = 16  # more only take turns; the rule is there to catch typing errors
 ENVIRONMENTS = 8  # of a run, by default: what the learner's settings were chosen with
@@ -169,10 +170,8 @@ def available_memory() -> int:
     return free if left is None else min(free, left)
 
 
-def _check_address_space(config: Config, replay: int) -> None:
-    """Raises ConfigError where a limit leaves the learner's process no room for its libraries and a
-    replay of so many bytes.
-    """
+def _check_address_space(replay: int) -> None:
+    """Raises ConfigError where a limit leaves the trainer no room for a replay of so many bytes."""
     if sys.platform == "win32":
         return
     import resource
@@ -180,12 +179,11 @@ def _check_address_space(config: Config, replay: int) -> None:
     soft, _ = resource.getrlimit(resource.RLIMIT_AS)
     if soft == resource.RLIM_INFINITY:
         return
-    needed = (ADDRESS_SPACE_MIB[config.learner] << 20) + replay
+    needed = (ADDRESS_SPACE_MIB << 20) + replay
     if soft < needed:
         raise ConfigError(
             f"a process may have {soft >> 20} MiB of address space here (ulimit -v {soft >> 10}), "
-            f"and the {config.learner} learner's needs about {needed >> 20}; ulimit -v unlimited "
-            "works"
+            f"and the trainer needs more than {needed >> 20}; ulimit -v unlimited works"
         )
 
 
@@ -211,7 +209,7 @@ def check_memory(config: Config, env: EnvSpec) -> tuple[Config, int]:
             f"{env.obs_dim} numbers, and {usable / 2**30:.2f} GiB are usable; "
             f"{max(0, usable // per_row - 8 * lanes)} fits"
         )
-    _check_address_space(config, needed)
+    _check_address_space(needed)
     return replace(config, replay=replace(config.replay, capacity=capacity)), needed
 
 
