@@ -26,8 +26,11 @@ import tempfile
 import typing
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
@@ -39,19 +42,23 @@ from fdql.checkpoint import CheckpointError, save_tensors  # noqa: E402
 from fdql.checkpoint_folder import CheckpointFolder  # noqa: E402
 from fdql.config import BadValueError, Config, ConfigError  # noqa: E402
 from fdql.config_file import load_toml, to_dict  # noqa: E402
+from fdql.going_on import resume, run_config  # noqa: E402
 from fdql.history import load_history  # noqa: E402
 from fdql.leaderboard import Entry, Leaderboard  # noqa: E402
+from fdql.manifest import read_manifest  # noqa: E402
 from fdql.page import page  # noqa: E402
 from fdql.play import load  # noqa: E402
 from fdql.proc.loader import Loader  # noqa: E402
 from fdql.proc.memory import RunMemory  # noqa: E402
 from fdql.proc.restore import restore_replay  # noqa: E402
-from fdql.proc.resumed import begin_counters  # noqa: E402
+from fdql.proc.resumed import begin_counters, keeps_row  # noqa: E402
 from fdql.proc.saver import Saver  # noqa: E402
 from fdql.proc.trainer import Trainer, make_learner  # noqa: E402
+from fdql.run_folder import RunFolder  # noqa: E402
 from fdql.supervisor import train  # noqa: E402
 from plans import small_config, small_plan  # noqa: E402
 
+RECORDS = ("summary.json", "metrics.jsonl")
 ROOM = 256 << 20  # bytes that loading a file of some kilobytes may take
 NASTY: list[Any] = [
     None, True, 0, -1, 3, 2**31, 2**63, 2**64, -(2**63), 10**30, 10**400, 1e308, -1e308, 0.5,
@@ -237,6 +244,26 @@ def checkpoint(folder: Path) -> Target:
     return Target("checkpoint", [f for f in sorted(where.rglob("*")) if f.is_file()], restore)
 
 
+def goes_on(folder: Path) -> Target:
+    """A run's files beside its checkpoints as `fdql resume` reads them, up to the first step."""
+    run = folder / "going"
+    config = small_config("CartPole-v1", serial=True, total_timesteps=400, run_dir=str(run))
+    train(config, quiet=True)
+
+    def begin(config: Config, *, checkpoint: Path, **_: object) -> None:
+        kept = partial(keeps_row, read_manifest(checkpoint))
+        opened = RunFolder(replace(config, tensorboard=False, wandb=False), kept)
+        opened.begin()
+        opened.close()
+
+    def load_it() -> None:
+        wanted = replace(run_config(run), total_timesteps=1000, stop_at_return="never")
+        with patch("fdql.going_on.train", begin):
+            resume(run, wanted)
+
+    return Target("run that goes on", [run / n for n in ("config.toml", *RECORDS)], load_it)
+
+
 def on_a_page(folder: Path) -> Target:
     """A run's files as `fdql report` takes them. Few values: a figure takes its time."""
     run = folder / "shown"
@@ -283,7 +310,7 @@ def targets(folder: Path) -> list[Target]:
     config = folder / "config.toml"
     config.write_text(tomli_w.dumps(to_dict(Config(workers=2, ratio=8.0, run_dir="x"))))
     made.append(Target("config", [config], lambda: load_toml(config)))
-    made += [checkpoint(folder), on_a_page(folder)]
+    made += [checkpoint(folder), on_a_page(folder), goes_on(folder)]
     return made
 
 
