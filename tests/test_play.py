@@ -161,3 +161,11 @@ def test_episodes_are_cut_where_the_run_cut_them(tmp_path, capsys):
     for wrong in (0, True, "50", 1e3):
         with pytest.raises(ValueError, match="its longest episode is"):
             policy_from(facts | {"longest_episode": wrong}, weights)
+
+
+def test_actions_that_no_int32_holds_are_refused(tmp_path):
+    plan = small_plan("CartPole-v1", tmp_path)
+    weights, facts = np.zeros(plan.policy_size, dtype=np.float32), plan.policy_facts()
+    for start in (10**400, 2**31 - 2, -(2**31)):
+        with pytest.raises(ValueError, match="actions of shape"):
+            policy_from(facts | {"env": facts["env"] | {"action_start": start}}, weights)

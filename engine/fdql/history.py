@@ -105,7 +105,7 @@ def _rows(file: Path) -> Iterator[dict[str, float]]:
     with lines:
         for line in lines:
             try:
-                row = json.loads(line)
+                row = json.loads(line.decode())
             except (ValueError, RecursionError):
                 continue
             if isinstance(row, dict):

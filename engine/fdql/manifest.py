@@ -51,11 +51,13 @@ class Manifest:
     facts   counters, versions and whatever else is not an array
     parts   file in the checkpoint's folder -> size and checksum
     shared  the same of files in `rows` beside the checkpoints
+    where   its folder, for what is said of it
     """
 
     facts: dict[str, Any]
     parts: dict[str, Part]
     shared: dict[str, Part]
+    where: str = "checkpoint"
 
 
 def save_checkpoint(
@@ -129,7 +131,7 @@ def read_manifest(folder: Path) -> Manifest:
     for name in (*files, *shared):
         if Path(name).name != name:
             raise CheckpointError(f"{folder}: its manifest names a file elsewhere, {name!r}")
-    return Manifest(content["facts"], files, shared)
+    return Manifest(content["facts"], files, shared, str(folder))
 
 
 def _read(path: Path) -> bytes:

@@ -187,6 +187,7 @@ def _check(env: EnvSpec, net: NetSpec) -> None:
     bounds = len(env.low), len(env.high)
     if env.discrete:
         good = env.action_dim >= 2 and env.action_shape == () and bounds == (0, 0)
+        good &= abs(env.action_start) + env.action_dim < 1 << 31  # actions are int32
     else:
         good = min(env.action_shape, default=0) >= 1 and bounds == (actions, actions)
         good &= env.action_dim == actions

@@ -30,7 +30,9 @@ def count_of(manifest: Manifest, name: str) -> int:
     """A count among the facts. Raises CheckpointError when it is none."""
     value = manifest.facts.get(name, _LATER.get(name))
     if type(value) is not int or not 0 <= value < 1 << 62:
-        raise CheckpointError(f"checkpoint: its {name} is {value!r}, must be a count")
+        raise CheckpointError(
+            f"{manifest.where}: its {name} is {str(value)[:40]!r}, must be a count"
+        )
     return value
 
 
@@ -39,7 +41,7 @@ def config_of(manifest: Manifest) -> Config:
     try:
         config = from_dict(manifest.facts["config"])
     except (ConfigError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise CheckpointError(f"checkpoint: its settings cannot be read ({error})") from None
+        raise CheckpointError(f"{manifest.where}: its settings cannot be read ({error})") from None
     assert isinstance(config, Config)
     return config
 
@@ -52,7 +54,9 @@ def env_of(manifest: Manifest) -> EnvSpec | None:
     try:
         return None if values is None else EnvSpec.from_dict(values)
     except ValueError as error:
-        raise CheckpointError(f"checkpoint: its environment cannot be read ({error})") from None
+        raise CheckpointError(
+            f"{manifest.where}: its environment cannot be read ({error})"
+        ) from None
 
 
 def base_of(manifest: Manifest, config: Config) -> tuple[int, int]:
@@ -62,7 +66,9 @@ def base_of(manifest: Manifest, config: Config) -> tuple[int, int]:
     saved, value = config_of(manifest), manifest.facts.get("base", [0, 0])
     counts = isinstance(value, list) and [type(n) for n in value] == [int, int]
     if not counts or not all(0 <= n < 1 << 62 for n in value):
-        raise CheckpointError(f"checkpoint: its base is {value!r}, must be two counts")
+        raise CheckpointError(
+            f"{manifest.where}: its base is {str(value)[:40]!r}, must be two counts"
+        )
     base = (value[0], value[1])
     same = saved.samples_per_insert == config.samples_per_insert
     if same and saved.sac.batch_size == config.sac.batch_size:
