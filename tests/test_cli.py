@@ -4,6 +4,7 @@ test_wrong_use.py, training in test_supervisor.py.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -121,3 +122,12 @@ def test_a_file_never_decides_what_code_runs(tmp_path: Path, monkeypatch, capsys
     )
     assert main([*words, "--env", env]) == 0
     assert seen[0].env == env
+
+
+def test_a_reader_that_is_gone_is_no_fault():
+    read, write = os.pipe()
+    os.close(read)
+    words = [sys.executable, "-u", "-m", "fdql.cli", "train", "--print-config"]
+    with os.fdopen(write, "wb") as closed:
+        done = subprocess.run(words, stdout=closed, stderr=subprocess.PIPE, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")

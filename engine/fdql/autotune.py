@@ -13,17 +13,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import tomli_w
-from rich.console import Console
 from rich.table import Table
 
 from fdql import __version__
 from fdql.config import Config, ConfigError
 from fdql.config_file import to_dict
 from fdql.machine import allowed_cores, resolve
+from fdql.outlet import standard_output
 from fdql.probe import probe
 from fdql.proc.memory import RunPlan
 from fdql.search import Search, Setting, changed, gain, open_keys, shown
@@ -156,13 +157,12 @@ def autotune(
     after Ctrl-C; then nothing is left behind.
     """
     check(config, seconds, out, force)
-    # No markup: an error says [x.py] and means it.
-    console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+    say = partial(standard_output().print, soft_wrap=True)
     cores = allowed_cores()
     env, step_us = probe(config)
     resolved = resolve(config, cores=cores, step_us=step_us, env=env)
     window = min(LONGEST_S, max(SHORTEST_S, seconds / WINDOWS))
-    console.print(
+    say(
         f"{config.env} on {cores} core(s): {resolved.workers} worker(s) of "
         f"{resolved.envs_per_worker} environments by default; {window:.1f} s a trial after its "
         f"warm-up, {seconds:g} s in all (the first start may compile kernels, once)"
@@ -171,7 +171,7 @@ def autotune(
         search = Search(
             resolved, open_keys(config, keep), seconds,
             lambda c: timed_run(c, env, stop, window_s=window, limit_s=seconds / WARM_UPS),
-            console.print, lambda c: RunPlan(config=c, env=env, run_dir="").chunk.rows,
+            say, lambda c: RunPlan(config=c, env=env, run_dir="").chunk.rows,
         )  # fmt: skip
         try:
             first = search.defaults()
@@ -179,16 +179,15 @@ def autotune(
             raise ConfigError(
                 f"seconds = {seconds:g}: too short, {error}; {4 * seconds:g} works"
             ) from None
-        console.print(parts(first, step_us, wake_us()), first.sentence, sep="\n")
+        say(parts(first, step_us, wake_us()), first.sentence, sep="\n")
         search.climb(cores)
         chosen = search.judge()
-    wide = Console(highlight=False, width=TABLE_COLUMNS, markup=False, emoji=False)
-    wide.print(outcome(search, chosen))
-    console.print(verdict(search, chosen))
+    standard_output(width=TABLE_COLUMNS).print(outcome(search, chosen))
+    say(verdict(search, chosen))
     write(out, config, search, chosen, force)
     # A file never decides what code runs: the module is named again.
     again = f" --env {shlex.quote(config.env)}" if ":" in config.env else ""
-    console.print(f"fdql train --config {shlex.quote(str(out))}{again}  uses it")
+    say(f"fdql train --config {shlex.quote(str(out))}{again}  uses it")
     return chosen
 
 

@@ -64,6 +64,8 @@ def _run(argv: Sequence[str] | None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # whoever read the output wanted no more of it
+        return 0
     except ImportError as error:
         print(f"fdql: {_unbuilt(error)}", file=sys.stderr)
         return 1

@@ -48,14 +48,17 @@ class Outlet:
         return self._file.fileno()
 
 
-def standard_output(*, quiet: bool = False) -> Console:
-    """What prints text as it is, without colour or pictures where no terminal shows them."""
+def standard_output(*, quiet: bool = False, width: int | None = None) -> Console:
+    """What prints text as it is, without colour or pictures where no terminal shows them.
+
+    width  columns, where not the terminal's
+    """
     from rich.console import Console  # here, for every command looks at its output's end
 
     outlet = Outlet(sys.stdout)
     return Console(
-        file=cast(IO[str], outlet), force_terminal=outlet.isatty(), quiet=quiet, highlight=False,
-        markup=False, emoji=False,
+        file=cast(IO[str], outlet), force_terminal=outlet.isatty(), quiet=quiet, width=width,
+        highlight=False, markup=False, emoji=False,
     )  # fmt: skip
 
 
