@@ -14,11 +14,9 @@ class Governor:
     """Samples per insert rho = updates * batch / inserted steps.
 
     due        floor(inserted * rho / batch), nothing before the warm-up is complete; the warm-up's
-               own
-               updates are due at once when it ends
+               own updates are due at once when it ends
     allowed    steps that `updates` pay for, plus `ahead` updates' worth so that neither side waits
-               for
-               the other's latency; never above the run's total
+               for the other's latency; never above the run's total
     base       steps and updates from which on rho and batch hold: (0, 0), or where a run that went
                on got another ratio or batch size. All counts are those of the whole run.
     """
