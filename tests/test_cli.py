@@ -131,3 +131,16 @@ def test_a_reader_that_is_gone_is_no_fault():
     with os.fdopen(write, "wb") as closed:
         done = subprocess.run(words, stdout=closed, stderr=subprocess.PIPE, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_nobody_who_reads_errors_is_no_success(tmp_path: Path):
+    """Only a reader of standard output has had enough; what is told on the way is not awaited."""
+    read, write = os.pipe()
+    os.close(read)
+    words = [sys.executable, "-m", "fdql.cli", "train", "--env", "Nowhere-v0", "--resume", "auto"]
+    (tmp_path / "out").mkdir()
+    words += ["--run-dir", "out"]
+    with os.fdopen(write, "wb") as closed:
+        done = subprocess.run(words, stderr=closed, cwd=tmp_path, timeout=60, check=False)
+    assert done.returncode == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["out-unsaved-1"]

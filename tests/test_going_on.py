@@ -227,7 +227,8 @@ def test_the_line_for_jobs(finished, tmp_path, monkeypatch, capsys, stub):
     words = ["--run-dir", "out/", "--resume", "auto", "--stop-at-return", "never"]
     assert main(words) == 0
     assert stub.asked[-1][0].run_dir == "out/"
-    for number, names in enumerate((("config.toml", "log.txt"), ("log.txt",), ()), 1):
+    left = (("config.toml", "log.txt"), ("log.txt", "wandb"), ("log.txt",), ())
+    for number, names in enumerate(left, 1):
         Path("out").mkdir()
         for name in names:
             Path("out", name).write_text("")
@@ -263,6 +264,10 @@ def test_the_newest_that_can_go_on_is_taken(finished, tmp_path, monkeypatch, cap
                 manifest.write_text("{}")
             os.utime(manifest, (now - age, now - age))
         os.utime(folder, (now + age, now + age))  # somebody looked at the oldest last
+    for manifest in folder.glob("checkpoints/0*/manifest.json"):
+        manifest.unlink()  # lost with the disk: resume decides about such a run, and says it
+    found = [path.name for path in unfinished("CartPole-v1", 0)]
+    assert found == ["broken", "newer", "older"]
     words = ["--resume", "auto", "--total-timesteps", "900"]
     assert main(words) == 0
     checkpoint = stub.asked[-1][1]

@@ -112,6 +112,12 @@ def test_the_report_goes_on_where_it_was(tmp_path):
     assert report.elapsed() >= 5.0
     first = {"seconds": 3.0, "env_steps": 30, "updates": 29, "return": 7.0}
     assert report.first_time_at_stop_return == first
+    # As good as the best is no better, whatever the leaderboard holds from behind the checkpoint.
+    for mean, unimproved in ((7.0, 3), (7.5, 0), (float("nan"), 1)):
+        values = {"mean": mean, "std": 1.0, "interval": None, "episodes": 4, "length": 9.0}
+        values |= {"q_bias": None, "updates": 70, "env_steps": 80, "seconds": 0.1}
+        report.event({"event": "evaluation"} | values)
+        assert report.unimproved == unimproved
     folder.close()
     memory.close()
 

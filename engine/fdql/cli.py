@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from fdql.config import BadValueError, ConfigError
-from fdql.outlet import all_written
+from fdql.outlet import all_written, reader_is_gone, told
 
 # Verb -> its lines of the usage; fdql.commands.<verb> has the rest.
 VERBS = {
@@ -49,28 +49,24 @@ def _run(argv: Sequence[str] | None) -> int:
         return 0
     verb = words.pop(0) if words and not words[0].startswith("-") else "train"
     if verb not in VERBS:
-        print(
-            f"fdql: there is no verb {verb!r}; {', '.join(VERBS)} are\n\n{USAGE}",
-            file=sys.stderr,
-            end="",
-        )
+        told(f"fdql: there is no verb {verb!r}; {', '.join(VERBS)} are\n\n{USAGE}".rstrip())
         return 2
     try:
         code: int = import_module(f"fdql.commands.{verb}").run(words)
         return code
     except ConfigError as error:
-        print(f"fdql: {error}", file=sys.stderr)
+        told(f"fdql: {error}")
         return 2
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        told("interrupted")
         return 130
-    except BrokenPipeError:  # whoever read the output wanted no more of it
-        return 0
     except ImportError as error:
-        print(f"fdql: {_unbuilt(error)}", file=sys.stderr)
+        told(f"fdql: {_unbuilt(error)}")
         return 1
     except (BadValueError, MemoryError, OSError, RuntimeError) as error:
-        print(f"fdql: {type(error).__name__}: {error}", file=sys.stderr)
+        if isinstance(error, BrokenPipeError) and reader_is_gone():
+            return 0  # whoever read the output wanted no more of it
+        told(f"fdql: {type(error).__name__}: {error}")
         return 1
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from fdql.config_file import load_toml
 from fdql.ending import RunResult
 from fdql.fit import CannotGoOn
 from fdql.manifest import MANIFEST, Manifest
+from fdql.outlet import told
 from fdql.run_folder import is_written, parent_of_runs
 from fdql.supervisor import train
 
@@ -117,7 +117,7 @@ def resume(
     config = kept if config is None else with_changes(kept, config)
     if is_written(path):
         raise ConfigError(f"run = {str(path)!r}: a process is still writing it; wait for its end")
-    checkpoint, manifest = newest_checkpoint(path, lambda line: print(line, file=sys.stderr))
+    checkpoint, manifest = newest_checkpoint(path, told)
     _check_unfinished(path, kept, config, manifest.facts.get("env_steps"))
     return train(
         config, callbacks=callbacks, quiet=quiet, began=began, checkpoint=checkpoint
@@ -154,11 +154,13 @@ def unfinished(env: str, seed: int) -> list[Path]:
     found: list[tuple[float, Path]] = []
     for path in parent.iterdir() if parent.is_dir() else ():
         try:
-            names = CheckpointFolder(path / "checkpoints").names()
+            folder = path / "checkpoints"
+            names = CheckpointFolder(folder).names()
             if not names or _exit_reason(path) in FINISHED:
                 continue
             kept = run_config(path)
-            written = (path / "checkpoints" / names[-1] / MANIFEST).stat().st_mtime
+            manifests = [folder / name / MANIFEST for name in names]
+            written = max((m.stat().st_mtime for m in manifests if m.exists()), default=0.0)
         except (ConfigError, OSError):
             continue
         if (kept.env, kept.seed) == (env, seed) and not is_written(path):
@@ -169,7 +171,7 @@ def unfinished(env: str, seed: int) -> list[Path]:
 def is_stub(run_dir: Path) -> bool:
     """True for a folder that holds no more than a run that was killed before its settings stood."""
     return run_dir.is_dir() and all(
-        path.name == "log.txt" or path.name.startswith(".config.toml.")
+        path.name in ("log.txt", "tensorboard", "wandb") or path.name.startswith(".config.toml.")
         for path in run_dir.iterdir()
     )
 

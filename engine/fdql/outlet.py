@@ -5,6 +5,7 @@ the run. Written by the board; the command line looks at its end whether everyth
 from __future__ import annotations
 
 import os
+import select
 import sys
 from contextlib import suppress
 from typing import IO, TYPE_CHECKING, Any, cast
@@ -66,6 +67,15 @@ def told(line: Any) -> None:
     """A line on standard error, if it can be written."""
     with suppress(OSError):
         print(line, file=sys.stderr, flush=True)
+
+
+def reader_is_gone() -> bool:
+    """True when standard output is a pipe that nobody reads any more."""
+    if sys.stdout is None or not hasattr(select, "poll"):
+        return False
+    look = select.poll()
+    look.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in look.poll(0))
 
 
 def all_written() -> bool:

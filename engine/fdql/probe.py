@@ -7,7 +7,6 @@ do not say does so there, and is named before anything of the run is started or 
 from __future__ import annotations
 
 import os
-import sys
 import time
 import traceback
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 from fdql.apart import Outcome, Say, run_apart
 from fdql.config import BadValueError, Config, ConfigError
 from fdql.envs import EnvSpec, describe, make_env
+from fdql.outlet import told
 
 SECONDS, STEPS = 0.03, 200  # of timed stepping, whichever ends first
 LONG_US = 500_000.0  # a step that takes longer is timed once
@@ -61,7 +61,7 @@ def look_at(
 
 
 def _tell(env: str, stage: str, most: str) -> None:
-    print(f"fdql: still waiting for env = {env!r}, {stage} (at most {most} s)", file=sys.stderr)
+    told(f"fdql: still waiting for env = {env!r}, {stage} (at most {most} s)")
 
 
 def _stage(said: list[Any]) -> str:

@@ -4,6 +4,7 @@ summary.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -147,8 +148,11 @@ class Report:
 
     def _evaluated(self) -> None:
         e = self.evaluation
+        # Not its rank on the leaderboard, which also knows evaluations behind the checkpoint that
+        # the run went on from.
+        best = e["mean"] > max(self.meter.returns, default=-math.inf)
+        self.unimproved = 0 if best else self.unimproved + 1
         self.meter.returns.append(e["mean"])
-        self.unimproved = 0 if e["rank"] == 1 else self.unimproved + 1
         solved = self.threshold is not None and e["mean"] >= self.threshold
         if solved and self.first_time_at_stop_return is None:
             self.first_time_at_stop_return = {

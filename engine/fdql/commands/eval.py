@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+from fdql.outlet import told
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +48,7 @@ def run(words: list[str]) -> int:
         result = evaluate(policy, a.env, a.episodes, a.seed)
     except EnvFailedError as error:
         frames = own_frames(error.__cause__ or error)
-        print("\n  ".join([f"fdql: {error}", *frames]), file=sys.stderr)
+        told("\n  ".join([f"fdql: {error}", *frames]))
         return 1
     low_high = result.interval
     interval = f"95 % of the mean {low_high[0]:.1f} to {low_high[1]:.1f}, " if low_high else ""

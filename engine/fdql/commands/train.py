@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 from fdql.commands.flags import check_env, parse, take, take_config_file
 from fdql.config import ConfigError
+from fdql.outlet import told
 
 
 def run(words: list[str]) -> int:
@@ -84,4 +84,4 @@ def _go_on(words: list[str], about: str) -> int | None:
 
 
 def _say(line: str) -> None:
-    print(f"fdql: {line}", file=sys.stderr)
+    told(f"fdql: {line}")

@@ -96,15 +96,13 @@ class Evaluator:
             return None
         self.record.add(Counter.EVALUATIONS, 1)
         self.record.set(Counter.EPISODES, self.arena.ended)
-        rank = self.leaderboard.rank(result.mean, updates)
-        if rank is not None:
+        if self.leaderboard.rank(result.mean, updates) is not None:
             self._keep(flat, result, updates, steps)
         self.send(
             "evaluation",
             mean=result.mean,
             std=result.std,
             interval=result.interval,
-            rank=rank,
             episodes=len(result.returns),
             length=float(result.lengths.mean()),
             q_bias=result.q_bias(self.policy.reward_scale),
