@@ -17,7 +17,7 @@ from fdql.config import EngineConfig
 from fdql.crew import Crew
 from fdql.manifest import broken_rows, verify_checkpoint
 from fdql.proc.memory import STOP, RunMemory
-from fdql.profile import Stage
+from fdql.profile import Counter, Stage
 from fdql.shm.layout import KIND_RING, OFFSETS
 from fdql.shm.ring import RingError, RingWriter, clear_writer
 from plans import small_plan
@@ -180,16 +180,44 @@ def test_ready_comes_after_a_sign_of_life(own_environments, tmp_path, role):
     assert told.ready
 
 
-@pytest.mark.parametrize("impatient", [False, True])
-def test_a_checkpoint_that_takes_too_long_is_named(impatient):
-    """The user reads why the trainer was killed, not that memory ran out."""
-    killed: list[str] = []
-    trainer = SimpleNamespace(error="", kill=lambda: killed.append("trainer"))
-    quiet = SimpleNamespace(log=lambda line: None, show=lambda: None)
+def leaving(run: Path, counts: SimpleNamespace) -> tuple[Crew, SimpleNamespace]:
+    """A crew that waits for its trainer, which was told to leave, and that trainer."""
+    trainer = SimpleNamespace(error="", killed=False)
+    trainer.kill = lambda: setattr(trainer, "killed", True)
+    quiet = SimpleNamespace(log=lambda line: None, show=lambda: None, path=run, trainer=counts)
     crew = Crew.__new__(Crew)
     crew.children, crew.problem, crew.folder, crew.report = {"trainer": trainer}, None, quiet, quiet
+    return crew, trainer
+
+
+@pytest.mark.parametrize("impatient", [False, True])
+@pytest.mark.parametrize("first", [False, True])
+def test_a_checkpoint_that_takes_too_long_is_named(tmp_path, impatient, first):
+    """The user reads why the trainer was killed, not that memory ran out."""
+    crew, trainer = leaving(tmp_path, SimpleNamespace(get=lambda counter: 0))
     crew.pump = lambda: None
-    crew.wait_for(["trainer", "worker 0"], 0.0, SimpleNamespace(impatient=impatient))
-    assert killed == ["trainer"]
-    assert "while it saved: the checkpoint before is the newest" in trainer.error
-    assert ("did not leave within 0 s" in str(crew.problem)) is not impatient
+    if not first:
+        (tmp_path / "checkpoints" / "000001-updates-7").mkdir(parents=True)
+    crew.wait_for(["trainer"], 0.0, SimpleNamespace(impatient=impatient))
+    assert trainer.killed
+    left = "there is no checkpoint" if first else "000001-updates-7 is the newest checkpoint"
+    assert f"killed while it saved: {left}" in trainer.error
+    assert ("wrote nothing for 0 s" in str(crew.problem)) is not impatient
+
+
+@pytest.mark.parametrize("disk", ["slow", "stuck"])
+def test_a_checkpoint_may_take_as_long_as_it_is_written(tmp_path, monkeypatch, disk):
+    """4 MB at 5 kB/s take 800 s, and 300 without a byte are too many."""
+    now, counts = SimpleNamespace(seconds=0.0), {Counter.SAVED: 0}
+    monkeypatch.setattr("fdql.crew.time", SimpleNamespace(monotonic=lambda: now.seconds))
+    crew, trainer = leaving(tmp_path, SimpleNamespace(get=counts.get))
+
+    def pump() -> None:
+        now.seconds += 200.0
+        counts[Counter.SAVED] += 1_000_000 if disk == "slow" else 0
+        if counts[Counter.SAVED] == 4_000_000:
+            crew.children.clear()
+
+    crew.pump = pump
+    crew.wait_for(["trainer"], 300.0, SimpleNamespace(impatient=False))
+    assert (trainer.killed, now.seconds) == ((False, 800.0) if disk == "slow" else (True, 400.0))

@@ -12,10 +12,11 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from fdql.checkpoint_folder import CheckpointFolder
 from fdql.children import Child
 from fdql.proc.child import EXIT_BAD_VALUE, EXIT_CORRUPT
 from fdql.proc.memory import READER_EVALUATOR, RunMemory
-from fdql.profile import Stage
+from fdql.profile import Counter, Stage
 from fdql.report import Report
 from fdql.shm.layout import KIND_RING
 from fdql.shm.records import Record, now_ns
@@ -177,20 +178,27 @@ class Crew:
         return self._record(role).stage
 
     def wait_for(self, roles: list[str], seconds: float, stop: StopRequest) -> None:
-        """Until these are gone; who still lives after `seconds`, or is asked twice, is killed."""
-        deadline = time.monotonic() + seconds
+        """Until these are gone; who still lives after `seconds`, or is asked twice, is killed. The
+        trainer's begin again with all that it writes of its checkpoint.
+        """
+        deadline, written, saves = time.monotonic() + seconds, 0, "trainer" in roles
         while any(r in self.children for r in roles):
             self.pump()
             self.report.show()  # the last checkpoint may take its time
+            if saves and written != (now := self.report.trainer.get(Counter.SAVED)):
+                deadline, written = time.monotonic() + seconds, now
             if time.monotonic() > deadline or stop.impatient:
                 break
-        how = "asked twice" if stop.impatient else f"did not leave within {seconds:g} s"
+        late = "wrote nothing for" if saves else "did not leave within"
+        how = "asked twice" if stop.impatient else f"{late} {seconds:g} s"
         for role in roles:
             if role in self.children:
                 child = self.children[role]
                 child.error = f"{how}, killed"
                 if role == "trainer":
-                    child.error += " while it saved: the checkpoint before is the newest"
+                    kept = CheckpointFolder(self.folder.path / "checkpoints").names()
+                    left = f"{kept[-1]} is the newest" if kept else "there is no"
+                    child.error += f" while it saved: {left} checkpoint"
                     if not stop.impatient:
                         self.problem = self.problem or f"the trainer process {child.error}"
                 self.folder.log(f"[{role}] {child.error}")
