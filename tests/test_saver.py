@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from chunks import make, random_chunk
-from fdql.checkpoint import load_tensors
+from fdql.checkpoint import load_tensors, sync_folder
 from fdql.leaderboard import Entry, Leaderboard
-from fdql.manifest import read_manifest
+from fdql.manifest import broken_rows, read_manifest, verify_checkpoint
 from fdql.proc.saver import Captured, Saver
 from fdql.profile import RECORD_NBYTES, Counter, open_record
 from fdql.replay.replay import Replay
@@ -108,6 +108,31 @@ def test_a_full_disk_is_told_and_the_next_checkpoint_is_whole(tmp_path, monkeypa
     saver.close(LEARNER)
     assert told == ["checkpoint", "checkpoint_failed", "checkpoint"]
     assert same(loaded(tmp_path), replay)
+
+
+def test_a_checkpoint_whose_last_flush_fails_keeps_its_rows(tmp_path, monkeypatch):
+    """It is there under its name: the short range that it alone names must stay."""
+    replay = make()
+    saver, told = saver_of(replay, tmp_path, serial=True)
+    saver.range_rows = 1000
+    rng = np.random.default_rng(11)
+    fill(replay, rng, 1)
+    flush = sync_folder
+
+    def failing(path: Path) -> None:
+        if path == saver.folder.path:
+            raise OSError(5, "Input/output error")
+        flush(path)
+
+    with monkeypatch.context() as m:
+        m.setattr("fdql.manifest.sync_folder", failing)
+        saver.save(LEARNER)
+    fill(replay, rng, 1)
+    saver.close(LEARNER)
+    assert told == ["checkpoint_failed", "checkpoint"]
+    first, second = (saver.folder.path / name for name in saver.folder.names())
+    for folder in (first, second):
+        assert not broken_rows(folder, verify_checkpoint(folder))
 
 
 def test_how_far_a_checkpoint_is_can_be_seen(tmp_path, monkeypatch):

@@ -259,17 +259,20 @@ class Saver:
         self, parts: Mapping[str, Arrays], facts: Mapping[str, Any], files: list[Future[Written]]
     ) -> Path:
         """The writer's side of a checkpoint: all its ranges were handed over before it."""
-        t0 = time.monotonic()
+        t0, named = time.monotonic(), self._named
         try:
+            there = self.folder.names()
             shared = dict(file.result() for file in files)
+            self._named = named | shared.keys()
             path = self.folder.write(int(facts["updates"]), parts, facts, shared, self._wrote)
         except Exception as error:
             self.say("checkpoint_failed", message=f"{type(error).__name__}: {error}")
+            if self._named is not named and self.folder.names() == there:
+                self._named = named  # else it is there: what failed came after its rename
             raise
         finally:
             self.record.set(Counter.TO_SAVE, 0)
             self.record.set(Counter.SAVED, 0)
-        self._named |= shared.keys()
         self.say("checkpoint", name=path.name, seconds=time.monotonic() - t0)
         try:
             self._named = self.folder.prune(self.keep, shared)
