@@ -149,7 +149,7 @@ def rows_between(replay: Replay, first: I64, end: I64) -> State:
 
 
 def tables_of(replay: Replay) -> State:
-    """Copies of everything but the settled rows; bit-exact through load_tables.
+    """Copies of everything but the settled rows; bit-exact through load_replay.
 
     leaves  (lanes, rows that were ever written) float64
     """
