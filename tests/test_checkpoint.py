@@ -123,9 +123,14 @@ def test_every_bit_of_a_manifest_counts(tmp_path: Path):
 def test_another_format_is_no_damage(tmp_path: Path):
     save(tmp_path / "c")
     manifest = tmp_path / "c" / "manifest.json"
-    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": 2}))
+    values = json.loads(manifest.read_text()) | {"format": 2}
+    manifest.write_text(json.dumps({k: v for k, v in values.items() if k != "sha256"}))
     with pytest.raises(FormatError, match="format 2, this version reads format 3"):
         read_manifest(tmp_path / "c")
+    manifest.write_text(json.dumps(values))  # its checksum says that it is of this one
+    with pytest.raises(CheckpointError, match="damaged") as caught:
+        read_manifest(tmp_path / "c")
+    assert not isinstance(caught.value, FormatError)
 
 
 def test_every_mutation_is_noticed_or_harmless(tmp_path: Path):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -17,8 +18,7 @@ import numpy as np
 import pytest
 from fdql import checkpoint, checkpoint_folder, manifest
 from fdql.checkpoint import Part, load_tensors
-from fdql.checkpoint_folder import CheckpointFolder
-from fdql.config import ConfigError
+from fdql.checkpoint_folder import CannotGoOn, CheckpointFolder, set_aside
 from fdql.manifest import UnreadableError
 
 
@@ -49,7 +49,7 @@ def write(path: Path, number: int, keep: int = 9, best: float | None = None) -> 
     folder = CheckpointFolder(path)
     shared: dict[str, Part] = {}
     if found := folder.newest(lambda line: None):
-        shared = dict(list(found[1].shared.items())[-1:])
+        shared = dict(list(found.manifest.shared.items())[-1:])
     name, part = folder.write_rows({"obs": np.full(9, number)})
     arrays = {"a": np.full(5, number)}
     facts = {"updates": number, "best_return": best}
@@ -60,11 +60,15 @@ def write(path: Path, number: int, keep: int = 9, best: float | None = None) -> 
 
 
 def newest(path: Path) -> tuple[int, list[str]]:
-    """The number in the newest sound checkpoint and its rows; what was said about others."""
+    """The number in the newest sound checkpoint and its rows; what was said about others, which
+    are set aside.
+    """
     said: list[str] = []
     found = CheckpointFolder(path).newest(said.append)
     assert found is not None
-    folder, content = found
+    folder, content, broken = found
+    for each in broken:
+        set_aside(each)
     number = int(load_tensors(folder / "learner.safetensors")[0]["a"][0])
     rows = [load_tensors(path / "rows" / n)[0]["obs"][0] for n in content.shared]
     assert rows == list(range(max(1, number - 1), number + 1))
@@ -151,9 +155,12 @@ def test_damaged_rows_cost_those_rows_alone(tmp_path: Path):
     said: list[str] = []
     found = CheckpointFolder(path).newest(said.append)
     assert found is not None
-    assert found[0].name == names[2]
+    assert found.folder.name == names[2]
     assert len(said) == 1
     assert "000002: its checksum" in said[0]
+    assert found.broken == [path / "rows" / "000002"]
+    assert everything(path / "rows") == ["000001", "000002", "000003"]  # who looks changes nothing
+    set_aside(found.broken[0])
     assert everything(path / "rows") == ["000001", "000003", "broken-000002"]
     assert write(path, 4) > names[2]
     assert newest(path) == (4, [])
@@ -184,24 +191,60 @@ def unreadable(monkeypatch: pytest.MonkeyPatch, folder: str) -> None:
 def test_what_cannot_be_read_is_neither_broken_nor_cleared_away(tmp_path: Path, monkeypatch):
     path = tmp_path / "c"
     names = [write(path, k) for k in (1, 2, 3)]
-    before = everything(path)
     with monkeypatch.context() as m:
         unreadable(m, names[2])
-        with pytest.raises(ConfigError, match=r"Permission denied.*mv .*broken-000003"):
+        with pytest.raises(CannotGoOn, match=rf"Permission denied.*mv .* .*{names[2]}.unreadable$"):
             newest(path)
+    folder = CheckpointFolder(path)
+    with monkeypatch.context() as m:
         unreadable(m, names[1])
         with pytest.raises(UnreadableError):
-            CheckpointFolder(path).prune(1, ())
-    assert everything(path) == before
-    assert newest(path) == (3, [])
+            folder.prune(1, ())
+        assert folder.names() == names[1:]  # the rest is cleared away
+        assert everything(path / "rows") == ["000001", "000002", "000003"]  # it may need them
+        for _ in range(2):
+            name, part = folder.write_rows({"obs": np.full(9, 4)})
+        written = folder.write(4, {"learner": {"a": np.full(5, 4)}}, {}, {name: part})
+        unreadable(m, written.name)  # what was written here is known
+        for used in ({name}, ()):
+            with pytest.raises(UnreadableError):
+                folder.prune(1, used)
+            assert folder.names() == [names[1], written.name]
+            assert everything(path / "rows") == ["000001", "000002", "000003", "000005"]
+    assert folder.prune(2, ()) == {"000001", "000002", "000005"}
+    assert everything(path / "rows") == ["000001", "000002", "000005"]
+
+
+def test_rows_that_cannot_be_read_cost_those_rows_alone(tmp_path: Path, monkeypatch):
+    path, stat = tmp_path / "c", Path.stat
+    for k in (1, 2, 3):
+        write(path, k)
+
+    def refused(file: Path, **how: bool) -> os.stat_result:
+        if file.name == "000003":
+            raise PermissionError(13, "Permission denied")
+        return stat(file, **how)
+
+    with monkeypatch.context() as m:
+        m.setattr(Path, "stat", refused)
+        with pytest.raises(CannotGoOn, match="go on without these rows: mv") as caught:
+            newest(path)
+    advice = re.search(r"mv (\S+) (\S+)$", str(caught.value))
+    assert advice
+    os.rename(*advice.groups())
+    found = CheckpointFolder(path).newest(lambda line: None)
+    assert found is not None
+    assert found.folder.name.startswith("000003-")
+    write(path, 4, keep=1)  # under a new name, and what the user set aside stays
+    assert everything(path / "rows") == ["000003.unreadable", "000004"]
 
 
 def test_another_format_is_not_passed_over(tmp_path: Path):
     path = tmp_path / "c"
     names = [write(path, k) for k in (1, 2)]
     file = path / names[1] / "manifest.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"format": 99}))
-    with pytest.raises(ConfigError, match="format 99, this version reads"):
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"format": 99, "sha256": ""}))
+    with pytest.raises(CannotGoOn, match="format 99, this version reads"):
         newest(path)
 
 

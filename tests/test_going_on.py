@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,12 +18,12 @@ import fdql.going_on
 import fdql.supervisor
 import pytest
 from fdql.checkpoint import CheckpointError
-from fdql.checkpoint_folder import CheckpointFolder
+from fdql.checkpoint_folder import CannotGoOn, CheckpointFolder
 from fdql.cli import main
 from fdql.config import Config, ConfigError, EngineConfig, ExploreConfig, ReplayConfig, SacConfig
 from fdql.config_file import to_dict
 from fdql.envs import EnvSpec
-from fdql.fit import CannotGoOn, check_fit
+from fdql.fit import check_fit
 from fdql.going_on import Finished, resume, run_config, unfinished, with_changes
 from fdql.machine import check_memory, resolve
 from fdql.manifest import Manifest, read_manifest
@@ -134,6 +135,10 @@ def test_an_environment_stays_what_it_was(tmp_path):
 def test_what_does_not_fit_changes_nothing_and_the_run_goes_on(finished, tmp_path, capsys):
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
+    checkpoints = CheckpointFolder(folder / "checkpoints")
+    newer = checkpoints.path / "000099-updates-9"
+    shutil.copytree(checkpoints.path / checkpoints.names()[-1], newer)
+    (newer / "manifest.json").write_text("broken")
     before = contents(folder)
     words = ["resume", str(folder), "--total-timesteps", "300"]
     assert main([*words, "--sac.critic-width", "32"]) == 2
@@ -146,6 +151,9 @@ def test_what_does_not_fit_changes_nothing_and_the_run_goes_on(finished, tmp_pat
     rows = metrics(folder)
     assert rows[-1]["time/total_timesteps"] == 300
     assert json.loads((folder / "summary.json").read_text())["env_steps"] == 300
+    names = checkpoints.names()
+    assert newer.name not in names  # it was set aside
+    assert names[-1] > newer.name
 
 
 @pytest.mark.parametrize("serial", [True, False])
@@ -255,25 +263,39 @@ def test_the_line_for_jobs(finished, tmp_path, monkeypatch, capsys, stub):
 def test_the_newest_that_can_go_on_is_taken(finished, tmp_path, monkeypatch, capsys, stub):
     monkeypatch.chdir(tmp_path)
     now = time.time()
-    for age, name in enumerate(("broken", "newer", "older"), 1):
+    for age, name in enumerate(("broken", "other", "taken", "newer", "older"), 1):
         folder = Path("runs/CartPole-v1") / name
         shutil.copytree(finished, folder)
         (folder / "summary.json").write_text('{"exit_reason": "interrupted"}')
         for manifest in folder.glob("checkpoints/0*/manifest.json"):
             if name == "broken":
                 manifest.write_text("{}")
+            if name == "other":
+                values = json.loads(manifest.read_text()) | {"format": 99, "sha256": ""}
+                manifest.write_text(json.dumps(values))
             os.utime(manifest, (now - age, now - age))
         os.utime(folder, (now + age, now + age))  # somebody looked at the oldest last
     for manifest in folder.glob("checkpoints/0*/manifest.json"):
         manifest.unlink()  # lost with the disk: resume decides about such a run, and says it
     found = [path.name for path in unfinished("CartPole-v1", 0)]
-    assert found == ["broken", "newer", "older"]
+    assert found == ["broken", "other", "taken", "newer", "older"]
+    asked: list[Path] = []
+
+    def is_written(path: Path) -> bool:  # another process takes one after it was found
+        asked.append(path)
+        return path.name == "taken" and asked.count(path) > 1
+
+    monkeypatch.setattr(fdql.going_on, "is_written", is_written)
     words = ["--resume", "auto", "--total-timesteps", "900"]
     assert main(words) == 0
     checkpoint = stub.asked[-1][1]
     assert checkpoint is not None
     assert checkpoint.parts[-3] == "newer"
-    assert "passed over: runs/CartPole-v1/broken: " in capsys.readouterr().err
+    said = capsys.readouterr().err
+    for name, why in (("broken", "all its"), ("other", "format 99"), ("taken", "still writing")):
+        assert re.search(rf"passed over: runs/CartPole-v1/{name}: .*{why}", said)
+    assert main([*words, "--run-dir", "runs/CartPole-v1/other"]) == 2  # named: it is not
+    assert "format 99" in capsys.readouterr().err
 
 
 def test_a_run_folder_never_decides_what_code_runs(finished, tmp_path, monkeypatch, capsys):

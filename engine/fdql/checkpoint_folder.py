@@ -1,11 +1,12 @@
 """The `checkpoints` folder of a run: complete checkpoints in the order of their writing, and
 `rows`, replay rows that several of them share. One writer, the trainer (or serial mode); who lets a
-run go on sets aside what is broken, before there is a writer.
+run go on sets aside what is broken, before there is a writer and when nothing can be refused.
 
     checkpoints/000003-updates-771/   manifest.json and what changes all the time
     checkpoints/rows/000007           a range of rows; written once, never changed, deleted when no
                                       kept checkpoint names it
     broken-*, there and in rows       set aside; deleted when the next checkpoint is written
+    *.unreadable, there and in rows   set aside by the user, as an error message says; they stay
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fdql.checkpoint import (
     Arrays,
@@ -39,7 +40,7 @@ from fdql.manifest import (
     verify_checkpoint,
 )
 
-BROKEN = "broken-"
+BROKEN, UNREADABLE = "broken-", ".unreadable"
 _NEVER = -float("inf")  # return of a checkpoint before the first evaluation
 _NAME = re.compile(r"(\d{6,})-updates-\d+")
 _ROWS = re.compile(r"\d{6,}")
@@ -47,8 +48,37 @@ _ROWS = re.compile(r"\d{6,}")
 _LEFT = re.compile(rf"\.({_NAME.pattern}|{_ROWS.pattern})\.[0-9a-f]{{8}}|{BROKEN}\d{{6,}}.*")
 
 
+class CannotGoOn(ConfigError):
+    """This run cannot go on, with these settings or at all."""
+
+
+class Found(NamedTuple):
+    """A checkpoint that loads; `broken` is to be set aside before a run goes on from it."""
+
+    folder: Path
+    manifest: Manifest
+    broken: list[Path]
+
+
+def set_aside(path: Path) -> None:
+    """Rename what is broken. Raises CannotGoOn."""
+    try:
+        if path.exists():
+            os.rename(path, path.parent / (BROKEN + path.name))
+    except OSError as error:
+        raise CannotGoOn(
+            f"{path} is broken and cannot be set aside ({error.strerror}); rm -r {path} works"
+        ) from None
+
+
 def _number(name: str) -> int:
     return int(name.partition("-")[0])
+
+
+def _highest(path: Path, pattern: re.Pattern[str]) -> int:
+    """The highest number that a name there has or had, 0 without one."""
+    names = (n.removeprefix(BROKEN).removesuffix(UNREADABLE) for n in _listdir(path))
+    return max((_number(n) for n in names if pattern.fullmatch(n)), default=0)
 
 
 class CheckpointFolder:
@@ -58,19 +88,21 @@ class CheckpointFolder:
         self.path = path
         self.rows = path / ROWS
         self._given = 0  # number of the range written last
+        self._own = 0  # number of the first range written here; 0: none was
+        self._known: dict[str, Manifest] = {}  # as far as prune needs it: read, or written here
 
     def names(self) -> list[str]:
         """Complete checkpoints, oldest first. Whether they are sound says `newest`."""
         return sorted((n for n in _listdir(self.path) if _NAME.fullmatch(n)), key=_number)
 
-    def newest(self, say: Callable[[str], None]) -> tuple[Path, Manifest] | None:
-        """The newest checkpoint that loads, None when there is none. What is broken is said and set
-        aside: later checkpoints, and rows of this one, which loads without them.
+    def newest(self, say: Callable[[str], None]) -> Found | None:
+        """The newest checkpoint that loads, None when there is none. What is broken is said: later
+        checkpoints, and rows of this one, which loads once they are set aside.
 
-        Raises ConfigError when a file cannot be read, or the newest is of another format: an older
+        Raises CannotGoOn when a file cannot be read, or the newest is of another format: an older
         checkpoint would then be taken although nothing is wrong with that one.
         """
-        broken: list[str] = []
+        broken: list[Path] = []
         for name in reversed(self.names()):
             folder = self.path / name
             try:
@@ -79,40 +111,29 @@ class CheckpointFolder:
                 if rows and len(rows) == len(manifest.shared):
                     raise CheckpointError(f"{folder}: {next(iter(rows.values()))}")
             except UnreadableError as error:
-                raise ConfigError(
-                    f"checkpoint {name}: {error}; make it readable, or go on without it: "
-                    f"mv {folder} {self.path / (BROKEN + name)}"
+                path = error.path if error.path.parent == self.rows else folder
+                raise CannotGoOn(
+                    f"checkpoint {name}: {error}; make it readable, or go on without "
+                    f"{'these rows' if path == error.path else 'it'}: mv {path} {path}{UNREADABLE}"
                 ) from None
             except FormatError as error:
-                raise ConfigError(
+                raise CannotGoOn(
                     f"checkpoint {name}: {error}; the version of fdql that wrote it goes on with it"
                 ) from None
             except CheckpointError as error:
                 say(f"checkpoint {name} is broken, the one before is taken: {error}")
-                broken.append(name)
+                broken.append(folder)
                 continue
-            for file, fault in rows.items():
+            for fault in rows.values():
                 say(f"checkpoint {name} goes on without some rows of the replay: {fault}")
-                self._set_aside(self.rows / file)
-            for each in broken:
-                self._set_aside(self.path / each)
-            return folder, manifest
+            return Found(folder, manifest, [*broken, *(self.rows / file for file in rows)])
         return None
-
-    def _set_aside(self, path: Path) -> None:
-        try:
-            if path.exists():
-                os.rename(path, path.parent / (BROKEN + path.name))
-        except OSError as error:
-            raise ConfigError(
-                f"{path} is broken and cannot be set aside ({error.strerror}); rm -r {path} works"
-            ) from None
 
     def write_rows(self, arrays: Arrays, told: Told = silent) -> tuple[str, Part]:
         """Write a range of rows under a name that no other ever had. Returns name and entry."""
         make_folders(self.rows)
-        taken = (n.removeprefix(BROKEN) for n in _listdir(self.rows))
-        self._given = max([self._given, *(int(n) for n in taken if _ROWS.fullmatch(n))]) + 1
+        self._given = max(self._given, _highest(self.rows, _ROWS)) + 1
+        self._own = self._own or self._given
         name = f"{self._given:06d}"
         return name, save_tensors(self.rows / name, arrays, {}, told)
 
@@ -132,9 +153,9 @@ class CheckpointFolder:
         shared: Mapping[str, Part], told: Told = silent,
     ) -> Path:  # fmt: skip
         """Write a checkpoint. Raises OSError; then the ones before are as they were."""
-        taken = (n.removeprefix(BROKEN) for n in _listdir(self.path))
-        number = max((_number(n) for n in taken if _NAME.fullmatch(n)), default=0) + 1
-        folder = self.path / f"{number:06d}-updates-{updates}"
+        folder = self.path / f"{_highest(self.path, _NAME) + 1:06d}-updates-{updates}"
+        # Before: what comes after its rename may fail, and then it is there.
+        self._known[folder.name] = Manifest(dict(facts), {}, dict(shared), str(folder))
         save_checkpoint(folder, parts, facts, shared, told)
         return folder
 
@@ -144,19 +165,30 @@ class CheckpointFolder:
         what was set aside; no file that is not ours.
 
         Returns the rows that the kept checkpoints name. Raises OSError when something could not be
-        deleted, the rest is; and UnreadableError before anything is deleted.
+        deleted, and UnreadableError for a checkpoint whose manifest could not be read: it stays,
+        and so do the rows that it may name, those from before the first that was written here. The
+        rest is deleted then too.
         """
-        names = self.names()
-        manifests = {name: self._manifest(name) for name in names}
+        failure: OSError | UnreadableError | None = None
+        manifests: dict[str, Manifest | None] = {}
+        for name in self.names():
+            try:
+                manifests[name] = self._known.get(name) or self._manifest(name)
+            except UnreadableError as error:
+                failure = failure or error
         returns = [(_return_of(manifest), name) for name, manifest in manifests.items()]
         best = max((r for r, _ in returns), default=_NEVER)
+        names = list(manifests)
         kept = {*names[-keep:], *[n for r, n in returns if r == best > _NEVER][:1]}
-        named = {row for name in kept if (m := manifests[name]) for row in m.shared}
+        self._known = {name: m for name in kept if (m := manifests[name])}
+        named = {row for manifest in self._known.values() for row in manifest.shared}
+        rows = [n for n in _listdir(self.rows) if _ROWS.fullmatch(n)]
         stays = named | set(used)
+        if failure:
+            stays |= {n for n in rows if self._own == 0 or int(n) < self._own}
         gone = [self.path / n for n in names if n not in kept]
-        gone += [self.rows / n for n in _listdir(self.rows) if _ROWS.fullmatch(n)]
+        gone += [self.rows / n for n in rows]
         gone += [p / n for p in (self.path, self.rows) for n in _listdir(p) if _LEFT.fullmatch(n)]
-        failure: OSError | None = None
         for path in gone:
             if path.parent == self.rows and path.name in stays:
                 continue

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from fdql.config import Config, ConfigError
+from fdql.checkpoint_folder import CannotGoOn
+from fdql.config import Config
 from fdql.envs import EnvSpec
 from fdql.manifest import Manifest
 from fdql.proc.resumed import config_of, env_of
@@ -24,10 +25,6 @@ _SAME = {
     "low": "lowest action is",
     "high": "highest action is",
 }
-
-
-class CannotGoOn(ConfigError):
-    """This run cannot go on, with these settings or at all."""
 
 
 def check_fit(manifest: Manifest, config: Config, env: EnvSpec) -> None:

@@ -15,12 +15,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from fdql.callbacks import Callback
-from fdql.checkpoint_folder import CheckpointFolder
+from fdql.checkpoint_folder import CannotGoOn, CheckpointFolder, Found
 from fdql.config import Config, ConfigError
 from fdql.config_file import load_toml
 from fdql.ending import RunResult
-from fdql.fit import CannotGoOn
-from fdql.manifest import MANIFEST, Manifest
+from fdql.manifest import MANIFEST
 from fdql.outlet import told
 from fdql.run_folder import is_written, parent_of_runs
 from fdql.supervisor import train
@@ -49,7 +48,7 @@ def run_config(run_dir: Path | str) -> Config:
     return replace(load_toml(run_dir / "config.toml"), run_dir=str(run_dir))
 
 
-def newest_checkpoint(run_dir: Path, say: Callable[[str], None]) -> tuple[Path, Manifest]:
+def newest_checkpoint(run_dir: Path, say: Callable[[str], None]) -> Found:
     """The newest sound checkpoint of a run. Raises CannotGoOn when there is none."""
     folder = CheckpointFolder(run_dir / "checkpoints")
     anew = f"fdql train --config {run_dir / 'config.toml'} begins again"
@@ -105,7 +104,7 @@ def resume(
     config   its settings (fdql.run_config) with changes, a larger total_timesteps for example;
              None: as they are, which does not start code that config.toml alone names
     callbacks, quiet, began: see fdql.train
-    Raises ConfigError for everything that cannot work.
+    Raises ConfigError for everything that cannot work; CannotGoOn where it is the run's fault.
     """
     path = Path(run_dir)
     kept = run_config(path)
@@ -116,11 +115,12 @@ def resume(
         )
     config = kept if config is None else with_changes(kept, config)
     if is_written(path):
-        raise ConfigError(f"run = {str(path)!r}: a process is still writing it; wait for its end")
-    checkpoint, manifest = newest_checkpoint(path, told)
-    _check_unfinished(path, kept, config, manifest.facts.get("env_steps"))
+        raise CannotGoOn(f"run = {str(path)!r}: a process is still writing it; wait for its end")
+    found = newest_checkpoint(path, told)
+    _check_unfinished(path, kept, config, found.manifest.facts.get("env_steps"))
     return train(
-        config, callbacks=callbacks, quiet=quiet, began=began, checkpoint=checkpoint
+        config, callbacks=callbacks, quiet=quiet, began=began, checkpoint=found.folder,
+        broken=found.broken,
     )  # fmt: skip
 
 

@@ -29,7 +29,9 @@ from fdql.checkpoint import (
     temporary,
 )
 
-FORMAT = 3  # 1: the learner's state alone; 2: the manifest had no checksum of its own
+# 1: the learner's state alone; 2: the manifest had no checksum of its own. The checksum of the next
+# one must cover this number too: see read_manifest.
+FORMAT = 3
 MANIFEST = "manifest.json"
 ROWS = "rows"
 
@@ -38,6 +40,10 @@ class UnreadableError(CheckpointError):
     """A file that is there and cannot be read, for want of a permission or by a fault of the disk:
     whether it is damaged is not known.
     """
+
+    def __init__(self, path: Path, why: str) -> None:
+        super().__init__(f"{path}: cannot be read ({why})")
+        self.path = path
 
 
 class FormatError(CheckpointError):
@@ -107,16 +113,21 @@ def _digest(content: Mapping[str, Any]) -> str:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest alone. Raises CheckpointError, UnreadableError, FormatError."""
+    """The manifest alone. Raises CheckpointError, UnreadableError, FormatError: of another format
+    is one whose checksum is not what this format's would be. One that fits has a damaged number.
+    """
     damaged = f"{folder}: its manifest is missing or damaged"
     try:
         values = json.loads(_read(folder / MANIFEST))
+        content = {key: values.get(key) for key in ("facts", "files", "shared")}
+        fits = _digest(content) == values.get("sha256")
         if values["format"] != FORMAT:
+            if fits:
+                raise CheckpointError(f"{damaged} (its format is another, its content is not)")
             raise FormatError(
                 f"{folder}: format {values['format']!r}, this version reads format {FORMAT}"
             )
-        content = {key: values[key] for key in ("facts", "files", "shared")}
-        if _digest(content) != values["sha256"]:
+        if not fits:
             raise CheckpointError(f"{damaged} (its checksum is another)")
         files, shared = (
             {str(k): Part(int(v["bytes"]), str(v["sha256"])) for k, v in values[key].items()}
@@ -144,7 +155,7 @@ def _read(path: Path) -> bytes:
 def _told(path: Path, error: OSError) -> CheckpointError:
     if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError):
         return CheckpointError(f"{path}: missing ({error.strerror})")
-    return UnreadableError(f"{path}: cannot be read ({error.strerror})")
+    return UnreadableError(path, str(error.strerror))
 
 
 def verify(path: Path, part: Part) -> None:

@@ -12,7 +12,7 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +20,7 @@ import tomli_w
 
 from fdql.appended import Appended
 from fdql.checkpoint import write_bytes, write_json
+from fdql.checkpoint_folder import CannotGoOn, set_aside
 from fdql.config import Config, ConfigError
 from fdql.config_file import to_dict
 from fdql.outlet import told
@@ -123,21 +124,25 @@ class RunFolder:
     past    of a run that goes on: what its kept rows say
     """
 
-    def __init__(self, config: Config, kept: Callable[[int, dict[str, Any]], bool] | None = None):
+    def __init__(
+        self, config: Config, kept: Callable[[int, dict[str, Any]], bool] | None = None,
+        broken: Sequence[Path] = (),
+    ) -> None:  # fmt: skip
         """`kept`: the run in config.run_dir goes on; says of every row of metrics (index, row)
-        whether it is still true. Its files stay as they are until `begin`.
+        whether it is still true. Its files stay as they are until `begin`, which sets aside what of
+        its checkpoints is `broken`.
         """
         self._trackers = Trackers(config)  # a missing extra is said before anything is written
         self.rows, self.past = 0, Past()
         self.failed: str | None = None
         self._files: list[Appended] = []
-        self._config, self._kept = config, kept
+        self._config, self._kept, self._broken = config, kept, broken
         self.path = self._create(config) if kept is None else Path(str(config.run_dir))
         with self._explained():
             self._log = self._appended("log.txt")
         if not _locked(self._log):
             self._close_files()
-            raise ConfigError(
+            raise CannotGoOn(
                 f"run_dir = {str(self.path)!r}: a process is still writing it; wait for its end"
             )
         with self._explained():
@@ -173,6 +178,8 @@ class RunFolder:
         path, kept = self.path, self._kept
         with self._explained():
             if kept is not None:
+                for each in self._broken:
+                    set_aside(each)
                 self.past = keep_rows(path, COLUMNS, kept)
                 self.rows = self.past.rows
                 (path / "summary.json").unlink(missing_ok=True)

@@ -35,13 +35,14 @@ from fdql.trace import TraceRecorder
 METRICS_SECONDS = 1.0  # between two rows of metrics
 QUIET_SECONDS = 5.0  # a start that takes longer is explained
 LEAVE_SECONDS = 20.0  # a process told to leave is killed after this
-SAVE_SECONDS = 300.0  # the trainer writes its checkpoint when it leaves: its disk may be slow
+SAVE_SECONDS = 300.0  # the trainer, which saves when it leaves, after so long without a byte
 LAST_SECONDS = 3600.0  # the evaluator may play the last policy this long
 
 
 def train(
     config: Config, *, callbacks: Callback | Sequence[Callback] = (), quiet: bool = False,
     began: float | None = None, until_traced: bool = False, checkpoint: Path | None = None,
+    broken: Sequence[Path] = (),
 ) -> RunResult:  # fmt: skip
     """Train once, as `config` says, and return how it ended.
 
@@ -49,7 +50,8 @@ def train(
     quiet         print nothing
     began         when the run's clock started, on fdql.clock.monotonic; None: now
     until_traced  end once the timeline is recorded
-    checkpoint    a verified one of the run in config.run_dir, which goes on from there (resume.py)
+    checkpoint    a verified one of the run in config.run_dir, which goes on there (going_on.py)
+    broken        of that run, set aside once nothing can be refused any more
 
     Raises ConfigError for everything that cannot work, before anything is started or written.
     """
@@ -70,7 +72,8 @@ def train(
     if manifest is not None:
         check_fit(manifest, config, env)
     with StopRequest() as stop:  # from here on Ctrl-C ends in order: there is a folder to clear up
-        folder = RunFolder(config, None if manifest is None else partial(keeps_row, manifest))
+        kept = None if manifest is None else partial(keeps_row, manifest)
+        folder = RunFolder(config, kept, broken)
         plan = RunPlan(
             checkpoint=None if checkpoint is None else str(checkpoint.resolve()),
             resumes=0 if manifest is None else count_of(manifest, "resumes") + 1,

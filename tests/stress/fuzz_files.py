@@ -39,7 +39,7 @@ sys.path[:0] = [str(HERE.parent)]
 
 import tomli_w  # noqa: E402
 from fdql.checkpoint import CheckpointError, save_tensors  # noqa: E402
-from fdql.checkpoint_folder import CheckpointFolder  # noqa: E402
+from fdql.checkpoint_folder import CheckpointFolder, set_aside  # noqa: E402
 from fdql.config import BadValueError, Config, ConfigError  # noqa: E402
 from fdql.config_file import load_toml, to_dict  # noqa: E402
 from fdql.going_on import resume, run_config  # noqa: E402
@@ -232,6 +232,8 @@ def checkpoint(folder: Path) -> Target:
         found = CheckpointFolder(where).newest(said.append)
         if found is None:
             raise CheckpointError("; ".join(said))
+        for each in found.broken:
+            set_aside(each)
         memory = RunMemory.create(plan, shared=False)
         begin_counters(memory, found[1])
         loader, trainer = Loader(memory), Trainer(memory, make_learner(plan))

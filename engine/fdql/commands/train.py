@@ -37,8 +37,8 @@ def run(words: list[str]) -> int:
 
 def _go_on(words: list[str], about: str) -> int | None:
     """Go on with the run that the words mean, if there is one; None: a new one is to begin."""
+    from fdql.checkpoint_folder import CannotGoOn
     from fdql.clock import process_start
-    from fdql.fit import CannotGoOn
     from fdql.going_on import (
         Finished,
         NeverSaved,
