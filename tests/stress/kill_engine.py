@@ -113,9 +113,9 @@ PLANTED: dict[str, tuple[str, Plant, tuple[str, str, int]]] = {
         "weights",
         Plant(
             "snapshots.pxd",
-            '    TP("weights.publish.before_copy")\n',
-            "    store_release(&weights.latest, version << 8 | <uint64_t>b)\n"
-            '    TP("weights.publish.before_copy")\n',
+            '        TP("weights.publish.before_copy")\n',
+            "        store_release(&weights.latest, version << 8 | <uint64_t>b)\n"
+            '        TP("weights.publish.before_copy")\n',
         ),
         ("trainer", "weights.publish.before_copy", 5),
     ),
