@@ -7,7 +7,7 @@
 set -euo pipefail
 checkout=$(cd "$(dirname "$0")/../.." && pwd)
 work=$(mktemp -d)
-trap '[ ! -f "$work/pid" ] || kill -9 "$(cat "$work/pid")" 2>/dev/null; rm -rf "$work"' EXIT
+trap '[ ! -f "$work/pid" ] || kill -9 "$(cat "$work/pid")" 2>/dev/null || true; rm -rf "$work"' EXIT
 began=$SECONDS
 
 step() { # step NAME COMMAND...: run it, say how long it took
