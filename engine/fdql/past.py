@@ -9,12 +9,11 @@ import csv
 import io
 import json
 import os
-import secrets
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from fdql.checkpoint import sync_folder
+from fdql.checkpoint import sync_folder, temporary
 from fdql.config import ConfigError
 
 Row = dict[str, Any]
@@ -102,7 +101,7 @@ def keep_rows(
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[BinaryIO]:
     """A file that takes the place of `path` once everything is in it and on the disk."""
-    work = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    work = temporary(path)
     try:
         with work.open("xb") as file:
             yield file

@@ -9,15 +9,13 @@ count.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from fdql.board import Board
-from fdql.callbacks import Callback, Calls
+from fdql.callbacks import Calls
 from fdql.checkpoint import Arrays, CheckpointError, Tensors
 from fdql.config import BadValueError
 from fdql.ending import RunResult, conclude
@@ -26,41 +24,25 @@ from fdql.proc.env_worker import EnvWorker
 from fdql.proc.evaluator import Evaluator
 from fdql.proc.inference import InferenceServer
 from fdql.proc.loader import Loader
-from fdql.proc.memory import RunMemory, RunPlan
 from fdql.proc.open_episodes import episodes_of, repeat
 from fdql.proc.restore import restore_replay
-from fdql.proc.resumed import begin_counters, config_of
+from fdql.proc.resumed import config_of
 from fdql.proc.saver import Captured, Saver
 from fdql.proc.trainer import Trainer, make_learner
 from fdql.report import Report
-from fdql.run_folder import RunFolder
 from fdql.shm.audit import CorruptError
 from fdql.stop_request import StopRequest
 
 METRICS_STEPS = 1000  # environment steps between two rows of metrics
 
 
-def train_serial(
-    plan: RunPlan, folder: RunFolder, board: Board, stop: StopRequest,
-    callbacks: Sequence[Callback] = (),
-) -> RunResult:  # fmt: skip
+def train_serial(report: Report, calls: Calls, stop: StopRequest) -> RunResult:
     """Train in this process. Same contract as the asynchronous mode."""
-    try:
-        memory = RunMemory.create(plan, shared=False)
-        if plan.checkpoint is not None:
-            folder.begin()
-            begin_counters(memory, read_manifest(Path(plan.checkpoint)))
-        report = Report(plan, memory, folder, board)
-        calls = Calls(callbacks, report, memory)
-    except BaseException:  # no memory for it: nothing was started, nothing new is kept
-        board.close()
-        folder.give_up()
-        raise
     exit_reason, problem = "crash", None
     try:
         # BLAS has one thread: more would change the order of sums. The learner's two do not.
         with threadpool_limits(1):
-            exit_reason, problem = Lockstep(plan, memory, report, stop, calls).run()
+            exit_reason, problem = Lockstep(report, stop, calls).run()
     except BadValueError as error:
         exit_reason, problem = "bad_value", str(error)
     except CorruptError as error:
@@ -68,8 +50,8 @@ def train_serial(
     except Exception as error:  # the environment's, or ours: the summary is written either way
         problem = f"{type(error).__name__}: {error}"
         for line in traceback.format_exc().splitlines():
-            folder.log(line)
-            board.problem(line)
+            report.folder.log(line)
+            report.board.problem(line)
     return conclude(report, *calls.finish(exit_reason, problem))
 
 
@@ -81,9 +63,8 @@ class Lockstep:
     run that goes on from it begins behind the pass's step.
     """
 
-    def __init__(
-        self, plan: RunPlan, memory: RunMemory, report: Report, stop: StopRequest, calls: Calls
-    ) -> None:
+    def __init__(self, report: Report, stop: StopRequest, calls: Calls) -> None:
+        plan, memory = report.plan, report.memory
         self.plan, self.memory, self.report, self.stop = plan, memory, report, stop
         self.calls = calls
         self.loader = Loader(memory)

@@ -87,37 +87,37 @@ def train(
         for line in banner(plan, cores, replay_bytes, step_us):
             folder.log(line)
             board.note(line)
-        if config.serial:
-            from fdql.serial import train_serial  # brings Numba: no other run waits for it
-
-            return train_serial(plan, folder, board, stop, callbacks)
         try:
-            supervisor = Supervisor(plan, folder, board, stop, callbacks, until_traced)
+            memory = RunMemory.create(plan, shared=not config.serial)
+            if manifest is not None:
+                folder.begin()
+                begin_counters(memory, manifest)
+            report = Report(plan, memory, folder, board)
+            calls = Calls(callbacks, report, memory)
+            supervisor = None if config.serial else Supervisor(report, calls, stop, until_traced)
         except BaseException:  # no memory for it: nothing was started, nothing new is kept
             board.close()
             folder.give_up()
             raise
-        return supervisor.run()
+        if supervisor is not None:
+            return supervisor.run()
+        from fdql.serial import train_serial  # brings Numba: no other run waits for it
+
+        return train_serial(report, calls, stop)
 
 
 class Supervisor:
     """One asynchronous run."""
 
     def __init__(
-        self, plan: RunPlan, folder: RunFolder, board: Board, stop: StopRequest,
-        callbacks: Sequence[Callback] = (), until_traced: bool = False,
-    ) -> None:  # fmt: skip
-        self.plan, self.folder, self.board, self.stop = plan, folder, board, stop
-        self.memory = RunMemory.create(plan, shared=True)
-        if plan.checkpoint is not None:
-            folder.begin()
-            begin_counters(self.memory, read_manifest(Path(plan.checkpoint)))
-        self.report = Report(plan, self.memory, folder, board)
-        self.calls = Calls(callbacks, self.report, self.memory)
-        self.until_traced = until_traced
-        traced = plan.config.trace_seconds is not None
-        self.trace = TraceRecorder(self.memory, folder.path, self.report.say) if traced else None
-        self.crew = Crew(self.memory, self.report, self._end)
+        self, report: Report, calls: Calls, stop: StopRequest, until_traced: bool = False
+    ) -> None:
+        self.report, self.calls, self.stop, self.until_traced = report, calls, stop, until_traced
+        self.plan, self.memory = report.plan, report.memory
+        self.folder, self.board = report.folder, report.board
+        traced = self.plan.config.trace_seconds is not None
+        self.trace = TraceRecorder(self.memory, self.folder.path, report.say) if traced else None
+        self.crew = Crew(self.memory, report, self._end)
         self.told_compiling = False
         self.exit_reason = ""
         self.problem: str | None = None

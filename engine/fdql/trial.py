@@ -12,10 +12,12 @@ from pathlib import Path
 
 from fdql.board import Board
 from fdql.budget import Account, Snapshot, budget
+from fdql.callbacks import Calls
 from fdql.config import Config
 from fdql.envs import EnvSpec
 from fdql.machine import allowed_cores, check_memory, resolve
-from fdql.proc.memory import RunPlan
+from fdql.proc.memory import RunMemory, RunPlan
+from fdql.report import Report
 from fdql.run_folder import RunFolder
 from fdql.shm.records import now_ns
 from fdql.stop_request import StopRequest
@@ -87,7 +89,9 @@ class TimedRun(Supervisor):
         self, plan: RunPlan, folder: RunFolder, stop: StopRequest,
         window_s: float, limit_s: float,
     ) -> None:  # fmt: skip
-        super().__init__(plan, folder, Board("", quiet=True), stop)
+        memory = RunMemory.create(plan, shared=True)
+        report = Report(plan, memory, folder, Board("", quiet=True))
+        super().__init__(report, Calls([], report, memory), stop)
         self.window_s, self.limit_s = window_s, limit_s
         self.measured: Measurement | None = None
         self._began = time.monotonic()
