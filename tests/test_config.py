@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import tomli_w
 from fdql.config import Config, ConfigError, EngineConfig, EvalConfig, ReplayConfig, SacConfig
 from fdql.config_file import from_dict, load_toml, to_dict
+from fdql.envs import describe, make_env
 from fdql.machine import allowed_cores, resolve
 from fdql.settings import settings, to_toml
 from hypothesis import given
@@ -137,6 +139,20 @@ def test_resolve_fills_what_the_machine_decides():
 def test_the_environments_step_divides_the_cores(step_us, cores, workers, threads):
     config = resolve(Config(), cores=cores, step_us=step_us)
     assert (config.workers, config.engine.learner_threads) == (workers, threads)
+
+
+def test_large_problems_draw_more_samples_per_step():
+    probe = make_env("Pendulum-v1")
+    small = describe("Pendulum-v1", probe)
+    probe.close()
+    for obs_dim, wanted, ratio in (
+        (14, None, 32),
+        (15, None, 64),
+        (15, 16.0, 16),
+        (15, "free", "free"),
+    ):
+        env = replace(small, obs_dim=obs_dim)  # its actions are one number
+        assert resolve(Config(ratio=wanted), cores=2, env=env).ratio == ratio
 
 
 def test_more_workers_than_the_machine_allows_are_refused():

@@ -201,6 +201,14 @@ def test_continuous_target_entropy():
     assert target_entropy(spec, SacConfig(target_std=0.089)) == pytest.approx(-3, abs=1e-2)
 
 
+def test_continuous_target_entropy_falls_in_long_runs():
+    # a deviation of .15 until update 25,000, of .15 / 2 at four times that
+    spec = NetSpec(obs_dim=1, action_dim=3, discrete=False)
+    assert target_entropy(spec, SacConfig(), 25_000) == target_entropy(spec, SacConfig())
+    later = target_entropy(spec, SacConfig(target_std=0.3), 100_000)
+    assert later == pytest.approx(target_entropy(spec, SacConfig()))
+
+
 def test_observations_are_clipped():
     x = heads.normalised_obs(f64([3.0, -90.0]), f64(1.0, 0.0), f64(0.5, 1.0))
     assert x.tolist() == [[1.0, -5.0]]

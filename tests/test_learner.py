@@ -104,7 +104,7 @@ def test_metrics(make, discrete):
     assert m["critic_loss"] == pytest.approx(2 * math.log(11), rel=1e-5)  # uniform predictions
     assert m["q_mean"] == pytest.approx(0, abs=1e-6)
     assert m["td_error"] == pytest.approx(np.minimum(np.abs(b[2] / 2), 5).mean(), rel=1e-5)
-    assert m["target_entropy"] == target_entropy(spec, config)
+    assert m["target_entropy"] == target_entropy(spec, config, 1)
     if not discrete:
         assert m["action_std"] == pytest.approx(0.37, rel=0.1)
 

@@ -127,6 +127,8 @@ class SacConfig:
     """Temperature never falls below."""
     target_std: float = 0.15
     """Continuous target entropy: that of a normal action with this deviation, per dimension."""
+    target_std_updates: int = 25_000
+    """After so many updates target_std falls, as 1 / sqrt(updates)."""
     target_epsilon: float = 0.10
     """Discrete target entropy: that of an epsilon-greedy policy with this epsilon."""
     image_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -250,9 +252,10 @@ class SacConfig:
             "must be in (0, 1)",
             0.1,
         )
-        _require(
-            self.policy_delay >= 1, "sac.policy_delay", self.policy_delay, "must be at least 1", 2
-        )
+        for key in ("target_std_updates", "policy_delay"):
+            value = getattr(self, key)
+            default = type(self).__dataclass_fields__[key].default
+            _require(value >= 1, f"sac.{key}", value, "must be at least 1", default)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -554,7 +557,7 @@ class Config:
     """
     ratio: float | Literal["free"] | None = None
     """Samples drawn per environment step inserted, held from both sides; free: unthrottled; None:
-    32, for images 8.
+    32, for images 8, 64 where an observation and an action have 16 numbers or more together.
     """
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the learner runs; auto: the CPU."""

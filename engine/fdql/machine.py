@@ -28,6 +28,9 @@ USABLE = 0.8  # share of the available memory that the replay may take
 WORKERS_PER_CORE = 16  # more only take turns; the rule is there to catch typing errors
 ENVIRONMENTS = 8  # of a run, by default: what the learner's settings were chosen with
 IMAGE_ENVIRONMENTS, IMAGE_RATIO, IMAGE_LEARNING_RATE = 16, 8.0, 5e-4
+# Numbers in an observation and an action, together, from which steps are taken for slow: between
+# LunarLander's 12 and Hopper's 18 (docs/adr/0016).
+LARGE, LARGE_RATIO = 16, 64.0
 # Times on one core of about 3.5 GHz: an update of the default networks; what a step costs in the
 # worker's loop and in inference. They only divide the cores.
 UPDATE_US = 2500.0
@@ -127,13 +130,15 @@ def resolve(
 
 def _for_environment(config: Config, env: EnvSpec | None, pixels: bool) -> Config:
     """The numbers that the kind of environment decides, where none are given (docs/adr/0012,
-    0013).
+    0013, 0016).
     """
     sac, ratio = config.sac, config.samples_per_insert
     rate, pessimism = sac.step_size, sac.pessimism
     if pixels:
         ratio = IMAGE_RATIO if config.ratio is None else config.ratio
         rate = sac.learning_rate or IMAGE_LEARNING_RATE
+    elif env is not None and config.ratio is None and env.obs_dim + env.action_dim >= LARGE:
+        ratio = LARGE_RATIO
     if env is not None and sac.head == "hl_gauss":
         pessimism = sac.pessimism_for(env.discrete)
     return replace(config, ratio=ratio, sac=replace(sac, learning_rate=rate, pessimism=pessimism))

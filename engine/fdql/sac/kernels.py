@@ -66,13 +66,9 @@ class CompiledLearner:
     """
 
     def __init__(
-        self,
-        spec: NetSpec,
-        config: SacConfig,
-        priority_exponent: float,
-        seed: int,
+        self, spec: NetSpec, config: SacConfig, priority_exponent: float, seed: int,
         threads: int = 1,
-    ) -> None:
+    ) -> None:  # fmt: skip
         if spec.image is not None:
             raise ValueError(f"{spec} has images; update.TorchLearner learns from them")
         if threads not in (1, 2):
@@ -91,7 +87,6 @@ class CompiledLearner:
         self.ln_temperature = math.log(config.init_temperature)
         self._temperature_moments = np.zeros(2)
         self.updates = 0
-        self._goal = target_entropy(spec, config)
         self._averages = Averages(spec.discrete)
         self._gradient: F32 = np.zeros_like(self.params)
         self._keep: F32 = np.ones_like(self.params)
@@ -150,7 +145,7 @@ class CompiledLearner:
         entropy, root, clipped, loss, norm, value, error = update_discrete(
             self._critics[self.threads], self._discrete[self.threads], self._rates,
             math.exp(self.ln_temperature),
-            self._goal, solve, self.updates + 1, *batch,
+            target_entropy(self.spec, self.config), solve, self.updates + 1, *batch,
         )  # fmt: skip
         self._averages.add("entropy", entropy)
         if solve:
@@ -171,7 +166,8 @@ class CompiledLearner:
         self._after_critics(clipped, loss, norm, value, error)
         if actor_step:
             self._check_norm("actor", actor_norm, actor_loss)
-            self._temperature_step(entropy - self._goal, actor_step)
+            goal = target_entropy(self.spec, self.config, self.updates)
+            self._temperature_step(entropy - goal, actor_step)
             self._averages.add("actor_loss", actor_loss)
             self._averages.add("actor_grad_norm", actor_norm)
             self._averages.add("entropy", entropy)
@@ -209,7 +205,8 @@ class CompiledLearner:
 
     def metrics(self) -> dict[str, float]:
         """See `learner.Learner.metrics`."""
-        now = {"temperature": math.exp(self.ln_temperature), "target_entropy": self._goal}
+        goal = target_entropy(self.spec, self.config, self.updates)
+        now = {"temperature": math.exp(self.ln_temperature), "target_entropy": goal}
         return self._averages.as_dict() | now
 
     def state(self) -> dict[str, Array]:

@@ -220,15 +220,17 @@ def fill_snapshot(
     np.concatenate([obs_mean, obs_scale, [temperature], reward_scale, *networks], out=out)
 
 
-def target_entropy(spec: NetSpec, config: SacConfig) -> float:
+def target_entropy(spec: NetSpec, config: SacConfig, updates: int = 0) -> float:
     """The entropy (nats) that the temperature holds the policy at, stated as a noise level.
 
-    continuous  A ln(target_std sqrt(2 pi e)): a normal density of that deviation (FlashSAC)
+    continuous  A ln(std sqrt(2 pi e)): a normal density of that deviation (FlashSAC), target_std
+                until target_std_updates, then falling as 1 / sqrt(updates)
     discrete    entropy of "greedy with chance 1 - epsilon, else uniform", 0 for a single action
     """
     n = spec.action_dim
     if not spec.discrete:
-        return n * math.log(config.target_std * math.sqrt(2 * math.pi * math.e))
+        fall = math.sqrt(min(1.0, config.target_std_updates / max(updates, 1)))
+        return n * math.log(config.target_std * fall * math.sqrt(2 * math.pi * math.e))
     other = config.target_epsilon / n
     best = 1 - config.target_epsilon + other
     return -best * math.log(best) - (n - 1) * other * math.log(other)

@@ -77,7 +77,6 @@ class TorchLearner:
         self.ln_temperature = math.log(config.init_temperature)
         self._temperature_moments = np.zeros(2)
         self.updates = 0
-        self._goal = target_entropy(spec, config)
         self._averages = Averages(spec.discrete)
         self._head = critic_head(spec, config, self._device)
         self._unit = error_unit(spec, config)
@@ -181,7 +180,8 @@ class TorchLearner:
         entropy = heads.policy_entropy(ln_policy)
         self._averages.add("entropy", entropy.mean().item())
         if self.updates % SOLVE_EVERY == 0:
-            root = heads.temperature_root(online, self._goal, self.config.min_temperature)
+            goal = target_entropy(self.spec, self.config)
+            root = heads.temperature_root(online, goal, self.config.min_temperature)
             rate = 1.0 if self.updates <= SOLVE_WHOLE else SOLVE_RATE
             self.ln_temperature += rate * (root - self.ln_temperature)
         return ln_policy.exp(), entropy, self._action_outputs(self._frozen_target, slow_x)
@@ -226,7 +226,8 @@ class TorchLearner:
         norm = self._step("actor", loss, self._actor, slice(self._split, None), step)
 
         entropy = -ln_density.mean().item()
-        self._temperature_step(entropy - self._goal, step)
+        goal = target_entropy(self.spec, self.config, self.updates)
+        self._temperature_step(entropy - goal, step)
         self._averages.add("actor_loss", loss.item())
         self._averages.add("actor_grad_norm", norm)
         self._averages.add("entropy", entropy)
@@ -265,7 +266,8 @@ class TorchLearner:
 
     def metrics(self) -> dict[str, float]:
         """See `learner.Learner.metrics`."""
-        now = {"temperature": math.exp(self.ln_temperature), "target_entropy": self._goal}
+        goal = target_entropy(self.spec, self.config, self.updates)
+        now = {"temperature": math.exp(self.ln_temperature), "target_entropy": goal}
         return self._averages.as_dict() | now
 
     def state(self) -> dict[str, NDArray[np.generic]]:
