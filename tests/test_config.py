@@ -10,11 +10,11 @@ import pytest
 import tomli_w
 from fdql.config import Config, ConfigError, EngineConfig, EvalConfig, ReplayConfig, SacConfig
 from fdql.config_file import from_dict, load_toml, to_dict
-from fdql.envs import describe, make_env
 from fdql.machine import allowed_cores, resolve
 from fdql.settings import settings, to_toml
 from hypothesis import given
 from hypothesis import strategies as st
+from plans import small_plan
 
 
 @given(
@@ -141,18 +141,13 @@ def test_the_environments_step_divides_the_cores(step_us, cores, workers, thread
     assert (config.workers, config.engine.learner_threads) == (workers, threads)
 
 
-def test_large_problems_draw_more_samples_per_step():
-    probe = make_env("Pendulum-v1")
-    small = describe("Pendulum-v1", probe)
-    probe.close()
-    for obs_dim, wanted, ratio in (
-        (14, None, 32),
-        (15, None, 64),
-        (15, 16.0, 16),
-        (15, "free", "free"),
-    ):
-        env = replace(small, obs_dim=obs_dim)  # its actions are one number
-        assert resolve(Config(ratio=wanted), cores=2, env=env).ratio == ratio
+@pytest.mark.parametrize(
+    ("obs_dim", "wanted", "ratio"),
+    [(14, None, 32), (15, None, 64), (15, 16.0, 16), (15, "free", "free")],
+)
+def test_large_problems_draw_more_samples_per_step(tmp_path, obs_dim, wanted, ratio):
+    env = replace(small_plan("Pendulum-v1", tmp_path).env, obs_dim=obs_dim)  # actions: one number
+    assert resolve(Config(ratio=wanted), cores=2, env=env).ratio == ratio
 
 
 def test_more_workers_than_the_machine_allows_are_refused():
