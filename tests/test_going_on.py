@@ -218,6 +218,15 @@ def test_a_run_that_was_killed_behind_its_last_step_still_ends(finished, tmp_pat
     assert resume(folder, quiet=True).exit_reason == "total_timesteps"
 
 
+@pytest.mark.parametrize("damage", ["", "[" * 100_000, "[]", "7" * 5000, "{}", "null"])
+def test_a_damaged_summary_is_none(finished, tmp_path, damage, stub):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    (folder / "summary.json").write_text(damage)
+    resume(folder)
+    assert [checkpoint.parent.parent for _, checkpoint in stub.asked] == [folder]
+
+
 def test_evaluations_that_improved_nothing_are_not_repeated(finished, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
@@ -318,6 +327,8 @@ def test_environments_are_shared_out_anew():
     kept = Config(workers=4, envs_per_worker=2, run_dir="r")
     assert with_changes(kept, replace(kept, serial=True)).envs_per_worker == 8
     assert with_changes(kept, replace(kept, workers=2, envs_per_worker=6)).envs_per_worker == 6
+    serial = replace(kept, workers=1 << 40, serial=True)  # which has one worker whatever it says
+    assert with_changes(serial, serial).envs_per_worker == kept.envs_per_worker
     assert with_changes(kept, replace(kept, run_dir="./r/")).run_dir == "r"
     with pytest.raises(ConfigError, match="a run keeps its run_dir"):
         with_changes(kept, replace(kept, run_dir="s"))

@@ -76,7 +76,7 @@ def with_changes(kept: Config, wanted: Config) -> Config:
         _same("run_dir", here, there)
     wanted = replace(wanted, run_dir=kept.run_dir)
     workers = 1 if wanted.serial else wanted.workers
-    old = kept.workers, kept.envs_per_worker
+    old = 1 if kept.serial else kept.workers, kept.envs_per_worker
     if workers == old[0] or wanted.envs_per_worker != old[1] or None in (workers, *old):
         return wanted
     assert old[0] is not None
@@ -200,5 +200,5 @@ def _exit_reason(run_dir: Path) -> str | None:
     try:
         values = json.loads((run_dir / "summary.json").read_text())
         return str(values["exit_reason"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None

@@ -91,7 +91,8 @@ def draw(
         "text.parse_math": False, "svg.fonttype": "none", "svg.hashsalt": "fdql",
         "axes.spines.top": False, "axes.spines.right": False, "font.size": 9,
     }  # fmt: skip
-    with matplotlib.rc_context(style):
+    # Ticks of numbers at the end of float64 overflow, which spoils no other figure.
+    with matplotlib.rc_context(style), np.errstate(over="ignore", invalid="ignore"):
         figure = Figure(figsize=(max(6.0, 4.2 * columns), 3.4 * lines), layout="constrained")
         panels = figure.subplots(lines, columns, squeeze=False).ravel()
         for panel in panels[len(envs) :]:
