@@ -28,7 +28,8 @@ class Reference:
 # Most of the best are one run with settings tuned for the environment. zoo: the table of trained
 # agents in DLR-RM/rl-baselines3-zoo, benchmark.md; zoo 2: of its predecessor, araffin/
 # rl-baselines-zoo; SLM: kengz/SLM-Lab, docs/BENCHMARKS.md, training returns of 4 sessions; CleanRL:
-# its page on C51. zoo measured LunarLander-v2, which differs little from v3.
+# its page on C51; Dopamine: google/dopamine, its JSON of games with sticky actions. zoo measured
+# LunarLander-v2, which differs little from v3.
 # random: uniform actions over 10 to 200 episodes, gymnasium 1.4, pybullet 3.2.7; of Atari the
 # table in deepmind/dqn_zoo, atari_data.py.
 REFERENCES = {
@@ -47,6 +48,8 @@ REFERENCES = {
     "HumanoidBulletEnv-v0": Reference(-32.0, 2048.0, "SAC, 20M steps, zoo 2"),
     "PongNoFrameskip-v4": Reference(-20.7, 20.99, "PPO, 10M steps, zoo"),
     "BreakoutNoFrameskip-v4": Reference(1.7, 461.9, "C51, 10M steps, CleanRL"),
+    "ALE/Pong-v5": Reference(-20.7, 20.5, "IMPALA-IQN, 200M frames, Dopamine"),
+    "ALE/Breakout-v5": Reference(1.7, 294.0, "IMPALA-IQN, 10M frames, Dopamine"),
     "BeamRiderNoFrameskip-v4": Reference(364.0, 17123.0, "QR-DQN, 10M steps, zoo"),
     "QbertNoFrameskip-v4": Reference(164.0, 15627.0, "PPO, 10M steps, zoo"),
     "SeaquestNoFrameskip-v4": Reference(68.0, 2558.0, "QR-DQN, 10M steps, zoo"),

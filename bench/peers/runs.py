@@ -41,6 +41,10 @@ class Task:
     peers: tuple[str, ...]
 
 
+def _game(line: float) -> Task:
+    return Task(line=line, episodes=10, every_steps=20_000, peers=())
+
+
 OURS = ("fdql", "serial", "fdql-cold")
 DISCRETE = ("sb3-dqn", "sb3-ppo", "sbx-dqn", "sbx-ppo")
 CONTINUOUS = ("sb3-sac", "sbx-sac")
@@ -52,8 +56,16 @@ TASKS = {
     "MountainCarContinuous-v0": Task(line=90.0, peers=CONTINUOUS),
     "LunarLander-v3": Task(line=200.0, every_steps=5000, peers=DISCRETE),
     "LunarLanderContinuous-v3": Task(line=236.0, every_steps=5000, peers=(*CONTINUOUS, "sbx-tqc")),
-    "PongNoFrameskip-v4": Task(line=14.7, episodes=10, every_steps=20_000, peers=()),
-    "BreakoutNoFrameskip-v4": Task(line=393.0, episodes=10, every_steps=20_000, peers=()),
+    "PongNoFrameskip-v4": _game(14.7),
+    "BreakoutNoFrameskip-v4": _game(393.0),
+    "BeamRiderNoFrameskip-v4": _game(14_609.0),
+    "EnduroNoFrameskip-v4": _game(2747.0),
+    "MsPacmanNoFrameskip-v4": _game(2327.0),
+    "QbertNoFrameskip-v4": _game(13_308.0),
+    "SeaquestNoFrameskip-v4": _game(2184.0),
+    "SpaceInvadersNoFrameskip-v4": _game(1637.0),
+    "ALE/Pong-v5": _game(14.3),
+    "ALE/Breakout-v5": _game(250.0),
     "BipedalWalker-v3": Task(line=280.0, every_steps=10_000, peers=()),
     "HalfCheetahBulletEnv-v0": Task(line=None, every_steps=10_000, peers=(*CONTINUOUS, "sbx-tqc")),
     "HopperBulletEnv-v0": Task(line=2335.0, every_steps=10_000, peers=()),
