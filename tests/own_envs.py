@@ -48,6 +48,19 @@ class Counting(gym.Env[Obs, Any]):
         return self._obs(), float(self.at), over and not by_time, over and by_time, {}
 
 
+class Bandit(Counting):
+    """Episodes of one step, thousands of them a second; it cannot be closed."""
+
+    length = 1
+
+    def step(self, action: Any) -> tuple[Obs, float, bool, bool, dict[str, Any]]:
+        obs, _, *over = super().step(action)
+        return obs, self.np_random.random(), *over  # type: ignore[return-value]
+
+    def close(self) -> None:
+        raise RuntimeError("Not connected to physics server.")
+
+
 class Slow(Counting):
     """A step takes two milliseconds, and it talks."""
 

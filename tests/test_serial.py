@@ -5,6 +5,7 @@ reach.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,13 @@ import numpy as np
 import pytest
 from fdql import evaluate, load
 from fdql.checkpoint import load_tensors
-from fdql.config import Config, ConfigError, EvalConfig, SacConfig
+from fdql.config import Config, ConfigError, EngineConfig, EvalConfig, SacConfig
 from fdql.leaderboard import read
 from fdql.supervisor import train
 from plans import small_config
 
 
 def run(folder: Path, config: Config) -> dict[str, Any]:
-    from dataclasses import replace
-
     return train(replace(config, serial=True, run_dir=str(folder)), quiet=True).summary
 
 
@@ -47,6 +46,22 @@ def test_one_seed_one_result(own_environments, tmp_path, env, learner):
     assert metrics(tmp_path / "a") == metrics(tmp_path / "b")
     assert weights(tmp_path / "a") == weights(tmp_path / "b")
     assert weights(tmp_path / "a") != weights(tmp_path / "c")
+
+
+def test_slow_steps_change_nothing(tmp_path):
+    """Chunks that would be old after a microsecond: the statistics are merged pass by pass."""
+    for name, age in (("quick", 10_000.0), ("slow", 0.001)):
+        engine = EngineConfig(commit_ms=age)
+        run(tmp_path / name, small_config("Pendulum-v1", total_timesteps=1000, engine=engine))
+    assert metrics(tmp_path / "quick") == metrics(tmp_path / "slow")
+    assert weights(tmp_path / "quick") == weights(tmp_path / "slow")
+
+
+def test_an_environment_that_cannot_be_closed_costs_nothing(own_environments, tmp_path):
+    s = run(tmp_path / "r", small_config("own_envs:Bandit", total_timesteps=200))
+    assert s["exit_reason"] == "total_timesteps"
+    assert weights(tmp_path / "r")
+    assert (tmp_path / "r" / "policy.safetensors").is_file()
 
 
 def test_counts_are_exact(own_environments, tmp_path):

@@ -17,6 +17,7 @@ simply goes on. The returns and lengths reported are those of whole games, rewar
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from typing import Any
@@ -67,7 +68,8 @@ class EnvWorker:
         schema = plan.chunk
         self.chunks = [schema.views(self.ring.payload(i)) for i in range(self.ring.capacity)]
         self.chunk_rows, self.commit_rows = schema.rows, plan.config.engine.commit_rows
-        self.commit_ns = int(plan.config.engine.commit_ms * 1e6)
+        # Serial mode hands over after every pass: nothing in it may depend on time.
+        self.commit_ns = 1 << 62 if self.repeatable else int(plan.config.engine.commit_ms * 1e6)
         self.to_row = self.spec.to_row
         self.stacks = [self._stacks(g) for g in range(self.groups)]
         self.actions = [self._action_view(g) for g in range(self.groups)]
@@ -81,13 +83,10 @@ class EnvWorker:
                 self.states[g].append(EnvState(make_env(self.spec.env), lane, seed))
                 self.record.heartbeat(Stage.STEP_RESET)  # the next one may take long too
         self.lanes = [np.array([s.lane for s in group], dtype=np.uint16) for group in self.states]
-        self.fresh = [
-            np.zeros(self.per_group, dtype=np.uint8) for _ in range(self.groups)
-        ]  # RESET or 0
+        self.fresh = [np.zeros(self.per_group, dtype=np.uint8) for _ in self.lanes]  # RESET or 0
         self.finished = Finished()
         self.slot = -1  # of the chunk being filled, -1: none
-        self.rows = self.steps = 0
-        self.version = 0
+        self.rows = self.steps = self.version = 0
         self.opened_ns = 0
 
     def lane_seed(self, lane: int) -> int:
@@ -245,11 +244,12 @@ class EnvWorker:
         return done
 
     def close(self) -> None:
-        """Hand over what is left and close the environments."""
+        """Hand over what is left, close the environments; one that raises has done its work."""
         self.commit()
         for group in self.states:
             for state in group:
-                state.env.close()
+                with contextlib.suppress(Exception):
+                    state.env.close()
 
 
 def env_worker_main(memory: RunMemory, events: Events, worker: int, incarnation: int) -> int:
