@@ -138,6 +138,7 @@ def test_kill_means_this_process_alone():
         (-9, None, "killed by SIGKILL in stage step; if nobody killed it, the memory ran out"),
         (-11, None, "killed by SIGSEGV in stage step, a fault in native code"),
         (-15, None, "killed by SIGTERM in stage step"),
+        (-35, None, "killed by signal 35 in stage step"),
         (0, None, "exited with code 0 without being told to in stage step"),
         (3, "ValueError: no", "ValueError: no"),
     ],

@@ -11,7 +11,8 @@ import time
 
 import psutil
 import pytest
-from fdql.apart import run_apart
+from fdql.apart import Lines, run_apart
+from fdql.children import Child
 from fdql.config import Config, ConfigError, EngineConfig
 from fdql.probe import look_at, probe
 
@@ -24,8 +25,10 @@ def patience(said: list) -> float:
     ("work", "ending"),
     [
         (lambda say: say(1), ""),
+        (lambda say: (breakpoint(), say(1)), ""),
         (lambda say: (say(1), os.abort()), "was killed by SIGABRT"),
         (lambda say: (say(1), os._exit(3)), "ended its process with exit code 3"),
+        (lambda say: (say(1), os.kill(os.getpid(), 35)), "was killed by signal 35"),
         (lambda say: (say(1), time.sleep(60)), "did not return within 0.2 s"),
         (lambda say: (say(1), os.kill(os.getpid(), signal.SIGSTOP)), "did not return within 0.2 s"),
         (
@@ -50,6 +53,22 @@ def test_megabytes_and_unfinished_lines_are_heard_within_bounds():
     assert outcome.output[0] == "first"
     assert outcome.output[-1] == "last"
     assert sum(len(line) for line in outcome.output) < 2000
+
+
+def test_long_reports_are_heard_whole_and_others_passed_over():
+    def reports(say):
+        say("x" * 100_000)
+        say([0.1] * 65_536)
+
+    assert run_apart(reports, lambda said: 30.0).said == ["x" * 100_000, [0.1] * 65_536]
+    read, write = os.pipe()
+    os.write(write, b'{"event": "note", "message": "cut sho\n[1]\n{}\n' + b"[" * 9000 + b"\n")
+    os.write(write, b'{"event": "warning"}\n')
+    os.close(write)
+    child = Child.__new__(Child)
+    child.events = Lines(read)
+    assert child.read_events() == [{"event": "warning"}]
+    os.close(read)
 
 
 def test_nothing_is_left_of_what_it_started(tmp_path):

@@ -25,7 +25,8 @@ from fdql.shm.guard import die_with_parent
 
 KEPT, SHOWN = 12, 500  # first and last lines that are kept of what it printed, characters of each
 LOOK_SECONDS = 0.02  # between two looks at the process
-LINE_BYTES, MOST_BYTES = 8192, 1 << 20  # of a line that are kept; read at a time
+LINE_BYTES, MOST_BYTES = 8192, 1 << 20  # of a printed line that are kept; read at a time
+REPORT_BYTES = 1 << 24  # of a reported one: its bounds may have 65,536 components
 EXIT_UNHEARD = 7  # it could not report: the descriptor is closed
 
 Say = Callable[[Any], None]
@@ -48,17 +49,16 @@ class Outcome:
 class Lines:
     """The reading end of a pipe, line by line; never waits, belongs to this object.
 
+    kept   bytes of a line that are kept, its first
     ended  nobody holds the writing end any more: waiting for more would return at once, for ever
     """
 
-    def __init__(self, fd: int) -> None:
-        self.fd, self.ended, self._rest = fd, False, b""
+    def __init__(self, fd: int, kept: int = LINE_BYTES) -> None:
+        self.fd, self.kept, self.ended, self._rest = fd, kept, False, b""
         os.set_blocking(fd, False)
 
     def read(self) -> list[str]:
-        """Lines that arrived since, of at most 1 MiB: whoever writes without end is heard in turns.
-        A line's first LINE_BYTES are kept.
-        """
+        """Lines that arrived since, at most 1 MiB: whoever writes for ever is heard in turns."""
         pieces, size = [self._rest], 0
         with contextlib.suppress(BlockingIOError):
             while size < MOST_BYTES and not self.ended:
@@ -66,12 +66,12 @@ class Lines:
                 size += len(pieces[-1])
                 self.ended = not pieces[-1]
         *lines, rest = b"".join(pieces).split(b"\n")
-        self._rest = rest[:LINE_BYTES]  # a line without end must not eat the memory
-        return [line[:LINE_BYTES].decode("utf-8", "replace") for line in lines]
+        self._rest = rest[: self.kept]  # a line without end must not eat the memory
+        return [line[: self.kept].decode("utf-8", "replace") for line in lines]
 
     def last(self) -> list[str]:
         """What is left once the writer is gone, an unfinished line included; closes the pipe."""
-        lines = [*self.read(), self._rest[:LINE_BYTES].decode("utf-8", "replace")]
+        lines = [*self.read(), self._rest.decode("utf-8", "replace")]
         os.close(self.fd)
         return [line for line in lines if line]
 
@@ -110,7 +110,7 @@ def run_apart(
     os.close(out_w)
     with contextlib.suppress(OSError):  # whoever comes first; it may be gone
         os.setpgid(child, child)
-    reports, prints = Lines(said_r), Lines(out_r)
+    reports, prints = Lines(said_r, REPORT_BYTES), Lines(out_r)
     said: list[Any] = []
     output: list[str] = []
     began = heard = time.monotonic()
@@ -123,7 +123,7 @@ def run_apart(
             # its group stay its own until both are killed.
             gone = os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             _keep(output, prints.read())
-            new = [json.loads(line) for line in reports.read()]
+            new = _parsed(reports.read())
             said += new
             now = time.monotonic()
             heard = now if new else heard
@@ -140,9 +140,26 @@ def run_apart(
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-        said += [json.loads(line) for line in reports.last()]
+        said += _parsed(reports.last())
         _keep(output, prints.last())
     return Outcome(said, output, ending)
+
+
+def _parsed(lines: list[str]) -> list[Any]:
+    """What was reported; a line that was cut, or that the work wrote itself, is passed over."""
+    values = []
+    for line in lines:
+        with contextlib.suppress(ValueError, RecursionError):
+            values.append(json.loads(line))
+    return values
+
+
+def signal_name(number: int) -> str:
+    """SIGKILL, ...; of real-time signals their number."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 def _keep(output: list[str], lines: list[str]) -> None:
@@ -158,7 +175,7 @@ def _ending(code: int, status: int) -> str:
         if status == EXIT_UNHEARD:
             return "closed the descriptors of its process"
         return "" if status == 0 else f"ended its process with exit code {status}"
-    return f"was killed by {signal.Signals(status).name}"
+    return f"was killed by {signal_name(status)}"
 
 
 def _inside(
@@ -176,6 +193,7 @@ def _inside(
         os.dup2(out, 2)
         os.close(out)
         faulthandler.enable(2)  # where native code gave up, in Python's frames
+        sys.breakpointhook = lambda *_, **__: None  # nobody can answer here: it is for the run
         sys.stdout = open(1, "w", buffering=1, errors="replace", closefd=False)  # noqa: SIM115
         sys.stderr = open(2, "w", buffering=1, errors="replace", closefd=False)  # noqa: SIM115
 

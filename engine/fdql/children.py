@@ -18,7 +18,7 @@ import time
 from collections import deque
 from typing import Any
 
-from fdql.apart import Lines
+from fdql.apart import REPORT_BYTES, Lines, signal_name
 from fdql.kernel_cache import cache_folder
 from fdql.proc.child import EXIT_LINE_LOST
 from fdql.profile import Stage
@@ -102,7 +102,7 @@ class Child:
         finally:
             os.close(events_w)
             os.close(output_w)
-        self.events, self.prints = Lines(events_r), Lines(output_r)
+        self.events, self.prints = Lines(events_r, REPORT_BYTES), Lines(output_r)
         self.pidfd: int | None = None
         with contextlib.suppress(OSError):  # a kernel or a container without: `exited` asks then
             self.pidfd = pidfd_open(self.process.pid)
@@ -113,15 +113,19 @@ class Child:
         return pipes if self.pidfd is None else [self.pidfd, *pipes]
 
     def read_events(self) -> list[dict[str, Any]]:
-        """Events sent since the last call. A line that is none is passed over (only our code writes
-        here).
+        """Events sent since the last call. A line that is none is passed over: only our code writes
+        here, unless an environment writes into what it did not open.
         """
         events = []
         for line in self.events.read():
-            event = json.loads(line)
-            if event["event"] == "ready":
+            try:
+                event = json.loads(line)
+                kind = event["event"]
+            except (ValueError, TypeError, KeyError, RecursionError):
+                continue
+            if kind == "ready":
                 self.ready, self.ready_at = True, time.monotonic()
-            elif event["event"] == "error":
+            elif kind == "error":
                 self.error = event["message"]
             events.append(event)
         return events
@@ -167,7 +171,7 @@ class Child:
         if code == EXIT_LINE_LOST:
             return f"lost its line to the supervisor{where}: something closed its descriptors"
         if code is not None and code < 0:
-            name = signal.Signals(-code).name
+            name = signal_name(-code)
             return f"killed by {name}{where}{_ADVICE.get(name, '')}"
         words = f"; it printed last: {self.output[-1]}" if self.output else ""
         return f"exited with code {code} without being told to{where}{words}"

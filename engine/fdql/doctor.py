@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from fdql import checks
+from fdql.apart import signal_name
 from fdql.checks import Finding, State
 from fdql.requirements import extras, install
 
@@ -155,6 +156,6 @@ def _outcome(process: subprocess.Popen[str], deadline: float) -> tuple[str, str]
         return f"no answer within {PATIENCE_SECONDS:g} s, killed", ""
     code = process.returncode
     if code < 0:
-        return f"killed by {signal.Signals(-code).name}", out
+        return f"killed by {signal_name(-code)}", out
     last = (err.strip().splitlines() or [f"exit code {code}"])[-1]
     return (last if code else ""), out

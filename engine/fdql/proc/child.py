@@ -20,6 +20,7 @@ EXIT_BAD_VALUE = 4  # NaN or inf at a door: a restart would not help
 EXIT_ORPHAN = 5  # the supervisor is gone
 EXIT_CORRUPT = 6  # shared memory does not hold what was written into it
 EXIT_LINE_LOST = 7  # the descriptor of the events is closed, or another file's
+MESSAGE = 4000  # characters of an exception's that are passed on; the traceback has the rest
 
 
 def run_child(body: Callable[..., int]) -> int:
@@ -47,7 +48,7 @@ def run_child(body: Callable[..., int]) -> int:
         bad_value = isinstance(error, BadValueError)  # then the message says it all
         name = "" if bad_value else f"{type(error).__name__}: "
         try:
-            events.send("error", message=f"{name}{error}".removesuffix(": "))
+            events.send("error", message=f"{name}{error}".removesuffix(": ")[:MESSAGE])
         except BrokenPipeError:
             return EXIT_ORPHAN
         except LineLostError:
