@@ -119,6 +119,13 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path):
     ]
 
 
+@pytest.mark.parametrize("best", [10**400, "x", True, float("inf")])
+def test_a_strange_return_is_none(tmp_path: Path, best: object):
+    path = tmp_path / "c"
+    names = [write(path, k, keep=2, best=b) for k, b in enumerate((1.0, best, 0.5, 0.5), 1)]
+    assert CheckpointFolder(path).names() == [names[0], names[2], names[3]]
+
+
 def damage(file: Path) -> None:
     data = bytearray(file.read_bytes())
     data[-9] ^= 1

@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from chunks import make, random_chunk
-from fdql.checkpoint import load_tensors, sync_folder
+from fdql.checkpoint import CheckpointError, load_tensors, save_tensors, sync_folder
 from fdql.leaderboard import Entry, Leaderboard
 from fdql.manifest import broken_rows, read_manifest, verify_checkpoint
 from fdql.proc.saver import Captured, Saver
 from fdql.profile import RECORD_NBYTES, Counter, open_record
+from fdql.replay.lanes import HEAD, OPEN, PENDING, SAMPLEABLE, SLOT
 from fdql.replay.replay import Replay
 from fdql.replay.saved import SavedRange, read_tables
 from fdql.replay.state import load_replay, oldest, rows_between, settled, tables_of
@@ -261,3 +262,44 @@ def test_old_checkpoints_that_cannot_be_cleared_away_are_no_failure(tmp_path, mo
     saver.close(LEARNER)
     assert told == ["checkpoint", "warning"]
     assert same(loaded(tmp_path), replay)
+
+
+@pytest.mark.parametrize(
+    ("name", "at", "value"),
+    [
+        ("table", (1, HEAD), -1),
+        ("table", (1, SLOT), 10**12),
+        ("table", (2, SLOT), -1),
+        ("table", (1, PENDING), -(10**12)),
+        ("table", (1, PENDING), 10**12),
+        ("table", (3, OPEN), 2),
+        ("counters", (SAMPLEABLE,), -1),
+        ("counters", (SAMPLEABLE,), 10**12),
+        ("generator", (4,), 2**63),
+        ("generator", (5,), 2**32),
+    ],
+)
+def test_tables_that_would_lead_a_kernel_astray_are_refused(tmp_path, name, at, value):
+    replay = make()
+    fill(replay, np.random.default_rng(5), 3)
+    arrays = tables_of(replay)
+    file = tmp_path / "replay.safetensors"
+    save_tensors(file, arrays, {})
+    read_tables(file, make())
+    arrays[name] = arrays[name].copy()
+    arrays[name][at] = value
+    save_tensors(file, arrays, {})
+    with pytest.raises(CheckpointError, match=r"replay.safetensors: "):
+        read_tables(file, make())
+
+
+def test_a_range_that_is_shorter_than_it_says_is_refused(tmp_path):
+    replay = make()
+    fill(replay, np.random.default_rng(6), 3)
+    rows = rows_between(replay, oldest(replay), settled(replay))
+    save_tensors(tmp_path / "rows", rows, {})
+    SavedRange(tmp_path / "rows", replay, 4)
+    rows["end"] = rows["end"] + 2**37
+    save_tensors(tmp_path / "rows", rows, {})
+    with pytest.raises(CheckpointError, match="flags is"):
+        SavedRange(tmp_path / "rows", replay, 4)

@@ -11,6 +11,7 @@ run go on sets aside what is broken, before there is a writer and when nothing c
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -218,4 +219,4 @@ def _listdir(path: Path) -> list[str]:
 
 def _return_of(manifest: Manifest | None) -> float:
     value = manifest.facts.get("best_return") if manifest else None
-    return float(value) if isinstance(value, int | float) else _NEVER
+    return value if isinstance(value, float) and math.isfinite(value) else _NEVER

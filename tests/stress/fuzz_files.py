@@ -239,6 +239,7 @@ def checkpoint(folder: Path) -> Target:
         loader, trainer = Loader(memory), Trainer(memory, make_learner(plan))
         saver = Saver(plan, loader.replay, trainer.record, lambda *_, **__: None)
         restore_replay(found[0], loader, saver)
+        loader.replay.close_lanes(0, plan.lanes)
         trainer.restore(found[0])
         for _ in range(4):
             loader.sample(loader.batches[0])

@@ -44,6 +44,7 @@ SLICE_NS = 100_000_000  # longest wait between two looks at the stop word
 METRICS_SECONDS = 0.5  # between two lines of metrics
 LEARNER = "learner."  # before the names of the learner's arrays in a checkpoint
 STATISTICS = ("obs_mean", "obs_scale", "reward_scale")
+HEALTH = ("data_age", "priority_spread", "dead_units")
 HEALTH_UPDATES, HEALTH_ROWS = 100, 64  # between two looks at a batch; rows of it for dead units
 
 
@@ -81,8 +82,7 @@ class Trainer:
         self.inference, self.evaluator = memory.bell(BELL_INFERENCE), memory.bell(BELL_EVALUATOR)
         self.flat = np.zeros(plan.policy_size, dtype=np.float32)
         self.judge = Policy(plan.net, self.flat)
-        # Observation mean and scale, reward scale: those of the newest batch, published with the
-        # weights.
+        # Those of the newest batch, published with the weights.
         self.obs_mean = np.zeros(plan.net.statistics, dtype=np.float32)
         self.obs_scale = np.ones(plan.net.statistics, dtype=np.float32)
         self.reward_scale = np.ones(1, dtype=np.float32)
@@ -177,7 +177,8 @@ class Trainer:
         self.updates = self.learner.updates
         if self.updates != (said := updates_of(read_manifest(folder))):
             raise CheckpointError(f"{folder}: its learner made {self.updates} updates, not {said}")
-        self.health = restored_facts(folder, "health")
+        health = restored_facts(folder, "health").items()
+        self.health = {k: v for k, v in health if k in HEALTH and isinstance(v, float)}
         self.record.set(Counter.UPDATES, self.updates)
         self.record.set(Counter.ALLOWED, self.governor.allowed(self.updates))
 

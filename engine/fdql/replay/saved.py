@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fdql.checkpoint import CheckpointError, Tensors
-from fdql.replay.lanes import HEAD
+from fdql.replay.lanes import HEAD, OPEN, PENDING, SAMPLEABLE, SLOT
 from fdql.replay.replay import Replay
 from fdql.replay.state import (
     LANE_ROWS,
@@ -37,10 +37,12 @@ class SavedRange:
         with Tensors(path) as file:
             self.first: I64 = file.read("first", np.int64, (n_lanes,))
             self.end: I64 = file.read("end", np.int64, (n_lanes,))
-        counts = self.end - self.first
-        if (self.first < 0).any() or (counts < 0).any() or counts.sum() > MOST_ROWS:
-            raise CheckpointError(f"{path}: its range of rows is none")
-        self._size = int(counts.sum())
+            counts = self.end - self.first
+            if (self.first < 0).any() or (counts < 0).any() or counts.sum() > MOST_ROWS:
+                raise CheckpointError(f"{path}: its range of rows is none")
+            self._size = int(counts.sum())
+            flags = columns_of(replay)["flags"]  # that so many rows are there
+            file.read("flags", flags.dtype, (self._size, *flags.shape[1:]), 0, 0)
 
     def rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
         """See state.Range."""
@@ -64,14 +66,18 @@ def read_tables(path: Path, replay: Replay) -> State:
             by_lane = (n_lanes, *like.shape[1:]) if name in ("table", "running") else like.shape
             tables[name] = file.read(name, like.dtype, by_lane)
         head = tables["table"][:, HEAD]
-        if (head < 0).any():
-            raise CheckpointError(f"{path}: a lane has less than no rows")
+        if not _fits(tables["table"], lane_rows):
+            raise CheckpointError(f"{path}: the table of its lanes is none")
+        if not 0 <= tables["counters"][SAMPLEABLE] <= n_lanes * lane_rows:
+            raise CheckpointError(f"{path}: more rows than there are could be drawn")
         used = int(min(head.max(), lane_rows))
         tables["leaves"] = file.read("leaves", np.float64, (n_lanes, used))
         for name, dtype, words in (
             ("scalars", np.float64, 2), ("counts", np.int64, 2), ("generator", np.uint64, 6),
         ):  # fmt: skip
             tables[name] = file.read(name, dtype, (words,))
+        if tables["generator"][4] > 1 or tables["generator"][5] >> 32:
+            raise CheckpointError(f"{path}: the state of its random generator is none")
         for name in ("first", "end"):
             tables[NEWEST + name] = file.read(NEWEST + name, np.int64, (n_lanes,))
         newest = int((head > 0).sum())
@@ -81,3 +87,15 @@ def read_tables(path: Path, replay: Replay) -> State:
     if not np.array_equal(tables[NEWEST + "end"], head) or not np.array_equal(counts, head > 0):
         raise CheckpointError(f"{path}: its newest rows are not the newest")
     return tables
+
+
+def _fits(table: I64, lane_rows: int) -> bool:
+    """Kernels index by what the lane table says: every word must be one that they may leave."""
+    head, slot, pending, opened = (table[:, word] for word in (HEAD, SLOT, PENDING, OPEN))
+    return bool(
+        (head >= 0).all()
+        and (slot == head % lane_rows).all()
+        and (pending >= np.maximum(head - lane_rows, 0)).all()
+        and (pending <= head).all()
+        and ((opened == 0) | (opened == 1) & (head > 0)).all()
+    )
