@@ -43,6 +43,7 @@ def line(values: dict[str, Any]) -> bytes:
 
 def test_one_bad_line_costs_one_row(tmp_path, capsys):
     good = [line(row(n)) for n in (1, 2, 3, 4)]
+    good[1] = line(row(2, **{"rollout/ep_rew_mean": "\ud800"}))  # no text, but JSON
     bad = [b'{"time/total_timesteps": 2, "\xff": 1}\n', b"\n", b"[1]\n", b"\0\0\n"]
     late = [line(row(101)), line(row(5))]
     folder = going_on(tmp_path / "r", [good[0], *bad, *good[1:], *late, b'{"time'])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -210,6 +211,17 @@ def test_a_run_that_ends_early_writes_what_it_has(own_environments, tmp_path):
     assert trace.done
     assert "trace of 1 events" in said[0]
     assert read_timeline(tmp_path / "trace.json").names() == {"infer": 1}
+
+
+def test_a_trace_that_cannot_be_written_is_a_fault(own_environments, tmp_path, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("fdql.trace.write_bytes", full)
+    config = small_config("own_envs:Counting", total_timesteps=4000, trace_seconds=0.1)
+    result = train(replace(config, run_dir=str(tmp_path / "r")), quiet=True)
+    assert (result.exit_reason, result.exit_code) == ("total_timesteps", 1)
+    assert result.problem == "trace.json could not be written (No space left on device)"
 
 
 def test_a_run_that_ends_before_the_window_says_so(own_environments, tmp_path):

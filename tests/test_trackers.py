@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -208,10 +209,16 @@ def test_a_run_that_goes_on_is_one_run_at_wandb(tmp_path: Path, fake_wandb: Fake
     RunFolder(Config(run_dir=str(tmp_path / "other"), wandb=True)).close()
     (run / "wandb" / "id.txt").write_text("../../somebody/else\n")
     kept_until(0, run, wandb=True).close()
-    first, again, other, strange = fake_wandb.begun
+    mine = tmp_path / "mine"
+    mine.write_text("precious")
+    (run / "wandb" / "id.txt").unlink()
+    (run / "wandb" / "id.txt").symlink_to(mine)
+    kept_until(0, run, wandb=True).close()
+    assert mine.read_text() == "precious"
+    first, again, other, strange, linked = fake_wandb.begun
     assert first["id"] == again["id"]
     assert (first["resume"], again["resume"]) == ("allow", "allow")
-    assert len({first["id"], other["id"], strange["id"]}) == 3
+    assert len({first["id"], other["id"], strange["id"], linked["id"]}) == 4
     assert "/" not in strange["id"]
 
 
@@ -225,7 +232,23 @@ def test_a_tracker_that_fails_costs_its_metrics_not_the_run(tmp_path, fake_wandb
     assert (fake_wandb.logged, fake_wandb.exit_code) == ([], None)
     assert len((tmp_path / "r" / "metrics.jsonl").read_text().splitlines()) == 2
     assert capsys.readouterr().err.count("the network is gone") == 1
+    assert "the network is gone" in str(folder.failed)  # the run's exit code says it too
     assert "WeightsAndBiases gets no more metrics" in (tmp_path / "r" / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("name", ["log.txt", "metrics.jsonl", "progress.csv", "wandb"])
+def test_a_run_that_goes_on_writes_behind_no_link(tmp_path: Path, fake_wandb: FakeRun, name: str):
+    run, mine = tmp_path / "r", tmp_path / "mine"
+    RunFolder(Config(run_dir=str(run), wandb=True)).close()
+    mine.mkdir() if name == "wandb" else mine.write_text("precious")
+    shutil.rmtree(run / name) if name == "wandb" else (run / name).unlink()
+    (run / name).symlink_to(mine)
+    if name in ("log.txt", "wandb"):
+        with pytest.raises(ConfigError, match="link"):
+            kept_until(0, run, wandb=True)
+    else:  # both are written anew
+        kept_until(0, run, wandb=True).close()
+    assert (list(mine.iterdir()) == []) if name == "wandb" else (mine.read_text() == "precious")
 
 
 def test_wandb_that_cannot_begin_leaves_no_folder(tmp_path: Path, fake_wandb, monkeypatch):

@@ -88,6 +88,14 @@ def test_an_episode_that_breaks_leaves_no_film(run: Path, monkeypatch):
     film.add(np.zeros((10, 11, 3), np.uint8))
     film.close(keep=False)
     assert not list(run.glob("*broken*"))
+    film = video.Film(run / "short.mp4", 30.0)
+    for _ in range(9):
+        film.add(np.zeros((10, 10, 3), np.uint8))
+    film._writer.close()
+    (run / ".short.part.mp4").write_bytes((run / ".short.part.mp4").read_bytes()[:200])
+    with pytest.raises(RuntimeError, match="wrote 0 of 9 pictures; is the disk full"):
+        film.close(keep=True)
+    assert not list(run.glob("*short*"))
     film = video.Film(run / "odd.mp4", 30.0)
     film.add(np.zeros((11, 11, 3), np.uint8))
     film.close(keep=True)

@@ -8,10 +8,14 @@ from pathlib import Path
 
 
 class Appended:
-    """The file at `path`, made where there is none. Nothing is buffered."""
+    """The file at `path`, made where there is none. Nothing is buffered.
+
+    Raises OSError, also for a link: in a folder from elsewhere it may lead anywhere.
+    """
 
     def __init__(self, path: Path) -> None:
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
+        self._fd = os.open(path, flags, 0o644)
         self._size = os.fstat(self._fd).st_size
 
     def fileno(self) -> int:

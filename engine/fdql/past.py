@@ -88,7 +88,7 @@ def keep_rows(
     """
     past = Past()
     with _replacing(folder / "progress.csv") as progress:
-        text = io.TextIOWrapper(progress, encoding="utf-8", newline="", write_through=True)
+        text = io.TextIOWrapper(progress, "utf-8", "replace", newline="", write_through=True)
         table = csv.DictWriter(text, columns, extrasaction="ignore")
         table.writeheader()
         with _replacing(folder / "metrics.jsonl") as metrics:

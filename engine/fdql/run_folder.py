@@ -193,7 +193,7 @@ class RunFolder:
             self._csv = csv.DictWriter(progress, COLUMNS, extrasaction="ignore")
             if kept is None:
                 self._csv.writeheader()
-        self._say(self._trackers.goes_on(self.past.steps))
+        self._left_out(self._trackers.goes_on(self.past.steps))
         if self.past.unreadable:
             self._say([f"{self.past.unreadable} line(s) of metrics.jsonl were no rows: left out"])
 
@@ -235,11 +235,11 @@ class RunFolder:
         Numbers that are not finite are left out.
         """
         row = _finite(row)
-        self.rows += 1
         with self._noted():
             self._metrics.write(json.dumps(row, allow_nan=False) + "\n")
+            self.rows += 1
             self._csv.writerow(row)
-        self._say(self._trackers.row(row))
+        self._left_out(self._trackers.row(row))
 
     @contextlib.contextmanager
     def _noted(self) -> Iterator[None]:
@@ -251,6 +251,11 @@ class RunFolder:
                 f"the run folder {self.path} cannot be written ({error.strerror}); rows, log lines "
                 "and files are missing from here on"
             )
+
+    def _left_out(self, problems: list[str]) -> None:
+        """Trackers that failed."""
+        self._say(problems)
+        self.failed = self.failed or next(iter(problems), None)
 
     def _say(self, problems: list[str]) -> None:
         for problem in problems:
@@ -269,7 +274,7 @@ class RunFolder:
 
     def close(self, exit_code: int = 0) -> None:
         """Close the trackers, which are told how the run ended, and the files."""
-        self._say(self._trackers.close(exit_code))
+        self._left_out(self._trackers.close(exit_code))
         self._close_files()
 
     def _close_files(self) -> None:

@@ -149,10 +149,9 @@ class Supervisor:
             self.crew.kill_all()
         # Nothing runs any more: what tracks and counters say now is final.
         if self.trace is not None:
-            try:
-                self.trace.finish()
-            except OSError as error:
-                self.report.tell(f"trace.json could not be written: {error}")
+            self.trace.finish()
+            if self.trace.failed:
+                self.report.tell(self.trace.failed)
         problem = self.problem or self.crew.problem
         result = conclude(self.report, *self.calls.finish(self.exit_reason, problem))
         self.memory.close()

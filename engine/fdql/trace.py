@@ -187,6 +187,7 @@ class TraceRecorder:
         self.steady_updates = steady_updates(config)
         self.trainer = memory.record(RECORD_TRAINER)
         self.done = False  # the file is there, or could not be written
+        self.failed: str | None = None  # why it could not
         self._account = ""
         self._writing: threading.Thread | None = None
 
@@ -231,7 +232,8 @@ class TraceRecorder:
         try:
             write_bytes(self.path, text.encode())
         except OSError as error:
-            self._account = f"the trace could not be written: {error}"
+            self.failed = f"trace.json could not be written ({error.strerror})"
+            self._account = self.failed
             return
         lost = sum(dropped.values())
         total = sum(t.events.size for t in threads)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from fdql.checkpoint import write_bytes
 from fdql.config import Config, ConfigError
 from fdql.config_file import to_dict
 from fdql.extras import require
@@ -45,7 +46,9 @@ def points(row: Row) -> list[tuple[int, dict[str, float]]]:
 
 
 class Tracker(Protocol):
-    """Where metrics go beside the run folder's own files."""
+    """Where metrics go beside the run folder's own files; `name`: its setting, and its folder."""
+
+    name: str
 
     def open(self, folder: Path) -> None:
         """Begin; `folder` is the run's. Raises ConfigError when that does not work."""
@@ -62,6 +65,8 @@ class Tracker(Protocol):
 
 class TensorBoard:
     """Event files in <run>/tensorboard, written by the tensorboard package's own record writer."""
+
+    name = "tensorboard"
 
     def __init__(self) -> None:
         wanted = "tensorboard = True"
@@ -105,10 +110,12 @@ class TensorBoard:
 class WeightsAndBiases:
     """A run of the project `fdql` at Weights & Biases; WANDB_MODE=offline keeps it on the disk.
 
-    Sends the metrics and the settings, no path, no code, nothing of git and of the machine but what
-    the client tells of itself: its version, Python's, and linux-x86_64. A run that goes on does so
-    there too: its id is kept in wandb/id.txt of the run folder.
+    Sends the metrics, the settings and the folder's name, no path above it, no code, nothing of
+    git and of the machine but what the client tells of itself: its version, Python's, and
+    linux-x86_64. A run that goes on does so there too: its id is kept in wandb/id.txt.
     """
+
+    name = "wandb"
 
     def __init__(self, config: Config) -> None:
         self._wandb = require("wandb", "wandb", "wandb = True")
@@ -158,7 +165,7 @@ def _kept_id(file: Path) -> str:
             return found
     file.parent.mkdir(exist_ok=True)
     made = secrets.token_hex(8)
-    file.write_text(made + "\n")
+    write_bytes(file, f"{made}\n".encode())  # takes the place of a link
     return made
 
 
@@ -176,6 +183,11 @@ class Trackers:
     def open(self, folder: Path) -> None:
         """Begin all. Raises ConfigError."""
         for tracker in self._wanted:
+            if (folder / tracker.name).is_symlink():
+                raise ConfigError(
+                    f"{tracker.name} = True: {folder / tracker.name} is a link, and a run writes "
+                    f"into its own folder only; without it, or with --no-{tracker.name}, it goes on"
+                )
             tracker.open(folder)
             self._open.append(tracker)
 

@@ -49,10 +49,22 @@ class Film:
         self.frames += 1
 
     def close(self, *, keep: bool) -> None:
-        """End it; without `keep` nothing stays."""
+        """End it; without `keep` nothing stays. Raises RuntimeError when not all of it was written:
+        ffmpeg does not tell.
+        """
         if self._writer is not None:
             self._writer.close()
         if keep and self.frames:
+            try:
+                written, _ = self._ffmpeg.count_frames_and_secs(str(self._part))
+            except RuntimeError:
+                written = 0
+            if written < self.frames:
+                self._part.unlink(missing_ok=True)
+                raise RuntimeError(
+                    f"{self.path}: ffmpeg wrote {written} of {self.frames} pictures; "
+                    "is the disk full?"
+                )
             os.replace(self._part, self.path)
         else:
             self._part.unlink(missing_ok=True)
