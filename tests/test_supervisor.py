@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import pytest
 from fdql.config import EngineConfig
+from fdql.stop_request import StopRequest
 from fdql.supervisor import train
 from metrics_page import undocumented
 from plans import small_config
@@ -64,6 +65,12 @@ def test_a_run_to_its_last_step(own_environments, tmp_path):
 def test_a_run_too_short_for_one_window_ends(own_environments, tmp_path):
     s = go(tmp_path, "own_envs:Counting", total_timesteps=4).summary
     assert (s["env_steps"], s["updates"], s["exit_reason"]) == (4, 0, "total_timesteps")
+
+
+def test_episodes_of_one_step_by_the_thousand(own_environments, tmp_path):
+    result = go(tmp_path, "own_envs:Bandit", total_timesteps=6000)
+    assert (result.exit_code, result.problem) == (0, None)
+    assert result.summary["episodes"] >= 5990
 
 
 def test_the_budget_of_a_run_adds_up(own_environments, tmp_path):
@@ -233,6 +240,22 @@ def test_ctrl_c_ends_in_order(tmp_path):
     s = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert s["exit_reason"] == "interrupted"
     assert len(list((tmp_path / "run" / "checkpoints").glob("*-updates-*"))) == 1
+
+
+def test_a_request_that_nobody_hears_raises_at_last(monkeypatch):
+    """The first asks, the second urges, a third soon after is mashing, a late one raises."""
+    now = [10.0]
+    monkeypatch.setattr("fdql.stop_request.time.monotonic", lambda: now[0])
+    with StopRequest() as stop:
+        for later, requests in ((0.0, 1), (60.0, 2), (0.2, 3)):
+            now[0] += later
+            signal.raise_signal(signal.SIGINT)
+            assert (stop.count, stop.impatient) == (requests, requests > 1)
+        now[0] += 60.0
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):  # the handlers from before are back
+        signal.raise_signal(signal.SIGINT)
 
 
 def test_ctrl_c_before_the_first_step_leaves_nothing(tmp_path):

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
+import time
 from types import FrameType
 from typing import Any
+
+MASHED = 3.0  # seconds after the second request in which a further one is no more than that
 
 
 class StopRequest:
     """Ctrl-C and SIGTERM, counted: the first asks for an orderly end, the second for an immediate
-    one.
+    one. When nobody looked at that for a while, a further one raises KeyboardInterrupt wherever the
+    process is: in an environment of serial mode or a callback that waits for ever.
     """
 
     def __init__(self) -> None:
         self.count = 0
+        self._impatient_since = math.inf
         self._old: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -29,6 +35,10 @@ class StopRequest:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.count += 1
+        if self.count == 2:
+            self._impatient_since = time.monotonic()
+        if time.monotonic() - self._impatient_since > MASHED:
+            raise KeyboardInterrupt
 
     @property
     def requested(self) -> bool:

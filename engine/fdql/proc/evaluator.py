@@ -54,7 +54,11 @@ class Evaluator:
         governor = Governor(config, plan.base)
         self.first_version = 1 if governor.free else governor.due(config.explore.warmup_steps)
         self.version = 0  # evaluated last
-        self.next_steps = 0  # inserted steps at which the next evaluation may start
+        # Inserted steps at which the next evaluation may start. A run that goes on has evaluated
+        # the policy that it begins with.
+        self.next_steps = 0
+        if plan.checkpoint is not None:
+            self.next_steps = self._after(self.trainer.get(Counter.INSERTED))
         # An evaluator that was restarted goes on from what its predecessor kept.
         self.leaderboard = Leaderboard(
             Path(plan.run_dir) / "best", lambda text: send("warning", message=text)
@@ -65,6 +69,10 @@ class Evaluator:
         latest = self.weights.latest
         enough = latest > self.version and latest >= self.first_version
         return enough and self.trainer.get(Counter.INSERTED) >= self.next_steps
+
+    def _after(self, steps: int) -> int:
+        every = self.plan.config.eval.every_steps
+        return steps - steps % every + every
 
     def _timed(self, goes_on: Callable[[], bool]) -> Callable[[], bool]:
         """`goes_on`, asked before every step of the arena, that also records the step before it."""
@@ -86,9 +94,7 @@ class Evaluator:
         self.weights.release()
         self.policy.load(flat)
         steps, updates = self.trainer.get(Counter.INSERTED), self.version
-        self.next_steps = (
-            steps - steps % self.plan.config.eval.every_steps + self.plan.config.eval.every_steps
-        )
+        self.next_steps = self._after(steps)
         t0, t0_ns = time.monotonic(), now_ns()
         result = self.arena.play(self.policy, self._timed(goes_on))
         self.record.span(Mark.EVALUATION, t0_ns, updates)
