@@ -97,7 +97,9 @@ def _nameless():
     refuses it (a container's filter) a file in /dev/shm whose name is gone at once."""
     if hasattr(os, "memfd_create"):
         try:
-            return os.memfd_create("fdql", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING), True
+            fd = os.memfd_create("fdql", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+            os.fchmod(fd, 0o600)                 # for who finds it under /proc: it begins as 0777
+            return fd, True
         except OSError as error:
             if error.errno not in (errno.ENOSYS, errno.EPERM, errno.EACCES):
                 raise

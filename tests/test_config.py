@@ -171,3 +171,9 @@ def test_a_file_that_is_no_toml_is_named(tmp_path: Path):
     file.write_text("[sac]\ndiscount = 2.0\n")
     with pytest.raises(ConfigError, match=r"x.toml: sac.discount = 2.0"):
         load_toml(file)
+    for text in ("seed = 0x" + "f" * 4000, "x" + ".a" * 3000 + " = 1", "ratio = 1" + "0" * 400):
+        file.write_text(text)
+        with pytest.raises(ConfigError, match=r"x\.toml"):
+            load_toml(file)
+    file.write_text('env = "Übung-v1"', encoding="utf-8")
+    assert load_toml(file).env == "Übung-v1"

@@ -273,6 +273,14 @@ def test_what_a_link_points_to_is_not_on_the_page(tmp_path: Path, name: str):
     assert ("steps per second" not in shown) or name != "metrics.jsonl"
 
 
+def test_a_film_that_is_still_written_is_not_on_the_page(tmp_path: Path):
+    run = make_run(tmp_path / "run", "CartPole-v1", 0)
+    (run / "videos").mkdir()
+    for name in ("a.mp4", ".b.part.mp4"):
+        (run / "videos" / name).write_bytes(b"\0\0\0\x20ftyp")
+    assert [film.name for film in load_history(run).videos] == ["a.mp4"]
+
+
 def test_films_behind_a_link_are_not_on_the_page(tmp_path: Path):
     run, own = make_run(tmp_path / "run", "CartPole-v1", 0), tmp_path / "own"
     own.mkdir()

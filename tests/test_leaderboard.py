@@ -68,7 +68,7 @@ def test_a_successor_goes_on_and_clears_up(tmp_path: Path):
     offer(Leaderboard(folder, pytest.fail), 1, 5.0)
     # Killed before the index was written, and within a write:
     (folder / "updates-2.safetensors").write_bytes(b"")
-    (folder / ".updates-2.safetensors.x1").write_bytes(b"")
+    (folder / "..updates-2.safetensors.new.x1").write_bytes(b"")
     board = Leaderboard(folder, pytest.fail)
     assert [e.mean for e in board.entries] == [5.0]
     offer(board, 3, 4.0)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import subprocess
 import sys
 
@@ -70,6 +71,12 @@ def test_attach_sees_the_same_bytes():
             assert other.section(2, 3)[4999] == 9
             other.section(1, 0)[0] = 1
         assert segment.section(1, 0)[0] == 1
+
+
+@linux_only
+def test_nobody_else_may_open_it():
+    with Segment.create([(1, 0, 8)], 7) as segment:
+        assert stat.S_IMODE(os.fstat(segment.fd).st_mode) == 0o600
 
 
 @linux_only

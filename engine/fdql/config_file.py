@@ -67,14 +67,14 @@ def load_toml(path: Path) -> Config:
     config.
     """
     try:
-        values = tomllib.loads(path.read_text())
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"config = {str(path)!r}: there is no such file") from None
     except (ValueError, OSError, RecursionError) as error:  # ValueError: no TOML, no text, 10**5000
         raise ConfigError(f"config = {str(path)!r}: cannot be read as TOML ({error})") from None
     try:
         config = from_dict(values)
-    except (ConfigError, OverflowError) as error:  # an integer beyond every float
+    except (ConfigError, ValueError, OverflowError, RecursionError) as error:  # too long, deep
         raise ConfigError(f"{path}: {error}") from None
     assert isinstance(config, Config)
     return config

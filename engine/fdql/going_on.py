@@ -21,6 +21,7 @@ from fdql.config_file import load_toml
 from fdql.ending import RunResult
 from fdql.manifest import MANIFEST
 from fdql.outlet import told
+from fdql.proc.resumed import count_of
 from fdql.run_folder import is_written, parent_of_runs
 from fdql.supervisor import train
 
@@ -117,21 +118,21 @@ def resume(
     if is_written(path):
         raise CannotGoOn(f"run = {str(path)!r}: a process is still writing it; wait for its end")
     found = newest_checkpoint(path, told)
-    _check_unfinished(path, kept, config, found.manifest.facts.get("env_steps"))
+    _check_unfinished(path, kept, config, count_of(found.manifest, "env_steps"))
     return train(
         config, callbacks=callbacks, quiet=quiet, began=began, checkpoint=found.folder,
         broken=found.broken,
     )  # fmt: skip
 
 
-def _check_unfinished(path: Path, kept: Config, config: Config, steps: object) -> None:
+def _check_unfinished(path: Path, kept: Config, config: Config, steps: int) -> None:
     """Raises Finished. A run that was killed behind its last step still has an end to make."""
     reason, total = _exit_reason(path), config.total_timesteps
-    enough = isinstance(steps, int) and steps >= total
+    enough = steps >= total
     if enough and (reason in FINISHED or total != kept.total_timesteps):
         raise Finished(
             f"total_timesteps = {total}: the run has made its {steps} steps; "
-            f"--total-timesteps {2 * int(str(steps))} goes on"
+            f"--total-timesteps {2 * steps} goes on"
         )
     if reason == "solved" and kept.stop_at_return == config.stop_at_return:
         raise Finished(

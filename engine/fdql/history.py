@@ -61,10 +61,15 @@ class History:
 
     @property
     def videos(self) -> list[Path]:
-        """Its videos, the newest last; no link to a file elsewhere, nothing that is no MP4."""
+        """Its videos, the newest last; no link to a file elsewhere, nothing that is no MP4 or is
+        still written.
+        """
         folder = self.path / "videos"
-        found = [] if folder.is_symlink() else [p for p in folder.glob("*.mp4") if _is_film(p)]
-        return sorted(found, key=lambda p: p.stat().st_mtime)
+        if folder.is_symlink():
+            return []
+        found = [(p, _film_time(p)) for p in folder.glob("[!.]*.mp4")]
+        films = [(time, p) for p, time in found if time is not None]
+        return [p for _, p in sorted(films)]
 
     def curves(self, keys: Iterable[str]) -> tuple[dict[str, Curve], set[str]]:
         """The curves of `keys`, and every key that has numbers.
@@ -131,11 +136,15 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return out
 
 
-def _is_film(file: Path) -> bool:
+def _film_time(file: Path) -> float | None:
+    """When it was written; None: it is no MP4 that can be read."""
     if file.is_symlink() or not file.is_file():
-        return False
-    with file.open("rb") as film:
-        return film.read(8)[4:] == b"ftyp"
+        return None
+    try:
+        with file.open("rb") as film:
+            return file.stat().st_mtime if film.read(8)[4:] == b"ftyp" else None
+    except OSError:
+        return None
 
 
 def _table(file: Path) -> dict[str, Any]:

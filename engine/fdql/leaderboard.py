@@ -152,6 +152,7 @@ class Leaderboard:
         for path in self.folder.glob("updates-*.safetensors"):
             if path.name not in kept:
                 path.unlink(missing_ok=True)
-        for pattern in (".updates-*", f".{INDEX}.*"):  # temporary names of write_bytes
+        # Names under which a file is written before it takes its own, and theirs.
+        for pattern in (".updates-*", "..updates-*", f".{INDEX}.*"):
             for path in self.folder.glob(pattern):
                 path.unlink(missing_ok=True)
