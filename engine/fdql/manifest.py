@@ -118,7 +118,7 @@ def read_manifest(folder: Path) -> Manifest:
     """
     damaged = f"{folder}: its manifest is missing or damaged"
     try:
-        values = json.loads(_read(folder / MANIFEST))
+        values = json.loads(_read(folder / MANIFEST).decode())
         content = {key: values.get(key) for key in ("facts", "files", "shared")}
         fits = _digest(content) == values.get("sha256")
         if values["format"] != FORMAT:

@@ -119,7 +119,7 @@ def _kept_lines(
 ) -> Iterator[bytes]:
     for index, line in enumerate(_lines(path)):
         try:
-            row = json.loads(line)
+            row = json.loads(line.decode())  # of bytes it would guess other encodings
             holds = kept(index, row)
             if holds:
                 past.take(row)
