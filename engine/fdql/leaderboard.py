@@ -153,6 +153,6 @@ class Leaderboard:
             if path.name not in kept:
                 path.unlink(missing_ok=True)
         # Names under which a file is written before it takes its own, and theirs.
-        for pattern in (".updates-*", "..updates-*", f".{INDEX}.*"):
+        for pattern in (".*updates-*", f".{INDEX}.*"):
             for path in self.folder.glob(pattern):
                 path.unlink(missing_ok=True)

@@ -138,7 +138,6 @@ class Lockstep:
     def _look(self) -> str:
         """The evaluation and the metrics that are due."""
         loader, trainer, evaluator, report = self.loader, self.trainer, self.evaluator, self.report
-        every = self.plan.config.eval.every_steps
         done = self.worker.take_finished()
         if done.returns:
             report.event({"event": "episodes", "returns": done.returns, "lengths": done.lengths})
@@ -150,7 +149,6 @@ class Lockstep:
             if evaluator.evaluate(self._goes_on) is None:
                 evaluator.next_steps = before
                 return "interrupted"
-            evaluator.next_steps = steps - steps % every + every
         if steps >= self.next_metrics:
             self.next_metrics += METRICS_STEPS
             report.event({"event": "train", **trainer.metrics()})
