@@ -61,6 +61,14 @@ class Bandit(Counting):
         raise RuntimeError("Not connected to physics server.")
 
 
+class ManyMuscles(Counting):
+    """5,000 action components: what must be known of them is longer than a command line may be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.action_space = gym.spaces.Box(-1.1, 1.1, (5000,), np.float32)
+
+
 class Slow(Counting):
     """A step takes two milliseconds, and it talks."""
 

@@ -67,6 +67,11 @@ def test_a_run_too_short_for_one_window_ends(own_environments, tmp_path):
     assert (s["env_steps"], s["updates"], s["exit_reason"]) == (4, 0, "total_timesteps")
 
 
+def test_thousands_of_action_components(own_environments, tmp_path):
+    result = go(tmp_path, "own_envs:ManyMuscles", total_timesteps=60)
+    assert (result.exit_reason, result.summary["env_steps"]) == ("total_timesteps", 60)
+
+
 def test_episodes_of_one_step_by_the_thousand(own_environments, tmp_path):
     result = go(tmp_path, "own_envs:Bandit", total_timesteps=6000)
     assert (result.exit_code, result.problem) == (0, None)

@@ -55,8 +55,20 @@ def _import_path() -> list[str]:
     return [p or os.getcwd() for p in sys.path if p not in usual and not p.startswith(library)]
 
 
+def _file_of(text: str) -> int:
+    """Descriptor of an anonymous file that holds `text`, to be read from its beginning."""
+    fd = os.memfd_create("plan")
+    with open(fd, "w", encoding="utf-8", closefd=False) as file:
+        file.write(text)
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd
+
+
 class Child:
-    """One process of one role; `incarnation` counts its restarts from 1."""
+    """One process of one role; `incarnation` counts its restarts from 1.
+
+    It reads its plan from standard input: a plan can be longer than a command line may be.
+    """
 
     def __init__(
         self,
@@ -76,20 +88,20 @@ class Child:
         self.printed = 0  # bytes, of this process
         events_r, events_w = os.pipe()
         output_r, output_w = os.pipe()
+        plan_fd = _file_of(plan)
         try:
             self.process = subprocess.Popen(
                 [
                     sys.executable,
                     "-m",
                     module,
-                    plan,
                     str(fd),
                     str(events_w),
                     str(os.getpid()),
                     *words,
                 ],
                 pass_fds=(fd, events_w),
-                stdin=subprocess.DEVNULL,
+                stdin=plan_fd,
                 stdout=output_w,
                 stderr=output_w,
                 env=child_environment(kernel_threads),
@@ -100,8 +112,8 @@ class Child:
             os.close(output_r)
             raise
         finally:
-            os.close(events_w)
-            os.close(output_w)
+            for end in (plan_fd, events_w, output_w):
+                os.close(end)
         self.events, self.prints = Lines(events_r, REPORT_BYTES), Lines(output_r)
         self.pidfd: int | None = None
         with contextlib.suppress(OSError):  # a kernel or a container without: `exited` asks then

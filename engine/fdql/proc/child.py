@@ -1,7 +1,7 @@
 """How every child process begins and ends: parent-death guard, signals, segment, exit codes.
 
-`python -m fdql.proc.<role> <plan as JSON> <segment fd> <events fd> <parent pid> <role's own
-words...>`
+`python -m fdql.proc.<role> <segment fd> <events fd> <parent pid> <role's own words...>`, with the
+plan as JSON in standard input.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MESSAGE = 4000  # characters of an exception's that are passed on; the traceback
 
 def run_child(body: Callable[..., int]) -> int:
     """Attach, run `body(memory, events, words)`, and turn what it raises into an exit code."""
-    plan_json, segment_fd, events_fd, parent_pid, *words = sys.argv[1:]
+    segment_fd, events_fd, parent_pid, *words = sys.argv[1:]
     die_with_parent(int(parent_pid))
     faulthandler.enable()  # where native code gave up, in Python's frames, into log.txt
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C belongs to the supervisor
@@ -36,7 +36,8 @@ def run_child(body: Callable[..., int]) -> int:
 
     events = Events(int(events_fd))
     try:
-        memory = RunMemory.attach(RunPlan.from_json(plan_json), int(segment_fd))
+        plan = sys.stdin.buffer.read().decode("utf-8")  # at its end from here on, like /dev/null
+        memory = RunMemory.attach(RunPlan.from_json(plan), int(segment_fd))
         return body(memory, events, words)
     except BrokenPipeError:
         return EXIT_ORPHAN
