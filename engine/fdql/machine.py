@@ -28,6 +28,7 @@ USABLE = 0.8  # share of the available memory that the replay may take
 WORKERS_PER_CORE = 16  # more only take turns; the rule is there to catch typing errors
 ENVIRONMENTS = 8  # of a run, by default: what the learner's settings were chosen with
 IMAGE_ENVIRONMENTS, IMAGE_RATIO, IMAGE_LEARNING_RATE = 16, 8.0, 5e-4
+IMAGE_THREADS = 8  # of the learner, at most: of 256 rows each has 32, and fewer are no work
 # Numbers in an observation and an action, together, from which steps are taken for slow: between
 # LunarLander's 12 and Hopper's 18 (docs/adr/0016).
 LARGE, LARGE_RATIO = 16, 64.0
@@ -91,16 +92,15 @@ def resolve(
     if ratio == "free" and 0 < step_us < SATURATING_US:
         derived = 1
     workers = config.workers if config.workers is not None else derived
-    if pixels:  # what the others leave: on two cores a second thread only waits for its turn
-        threads = max(1, cores - 1 - workers)
+    if pixels:  # what the others leave, and on two cores both: the shares wait for nobody
+        threads = min(IMAGE_THREADS, max(min(2, cores), cores - 1 - workers))
     if workers > limit:
         raise ConfigError(
             f"workers = {workers}: at most {WORKERS_PER_CORE} per core, and this process may use "
             f"{cores} core(s); {limit} works, {derived} is the default here"
         )
     if config.serial:
-        # In lockstep the cores are the learner's; torch's sums depend on their number.
-        workers, threads = 1, 1 if pixels else min(2, cores)
+        workers, threads = 1, min(2, cores)  # in lockstep the cores are the learner's
     envs = config.envs_per_worker
     if envs is None:  # the recipe's number of environments, shared out
         recipe = IMAGE_ENVIRONMENTS if pixels else ENVIRONMENTS

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from fdql.sac.kernels_images import interleaved
+from fdql.sac import kernels_images
 from fdql.sac.nets import CONVOLUTIONS, F32, FEATURES, LAYER_NORM_EPS, NetSpec
 
 Params = dict[str, Tensor]
@@ -48,13 +49,17 @@ def keep_freed_memory() -> None:
         libc.mallopt(_M_TRIM_THRESHOLD, 1 << 30)
 
 
-def centred(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """x - 127.5 of uint8 images (B, height, width, channels), as (B, channels, height, width).
+def centred(
+    images: NDArray[Any], image: tuple[int, int, int], dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """x - 127.5 of (B, channels * height * width) images, as (B, channels, height, width).
 
-    Exact in bfloat16, which has 8 binary digits; `encode` leaves the division by 255 to its
-    weights.
+    Exact in float32 and bfloat16, the two that `dtype` may be; `encode` leaves the division by 255
+    to its weights.
     """
-    return images.to(dtype).sub_(127.5).permute(0, 3, 1, 2)
+    short = dtype == torch.bfloat16
+    pixels = torch.from_numpy(kernels_images.centred(images, image, short))
+    return (pixels.view(torch.bfloat16) if short else pixels).permute(0, 3, 1, 2)
 
 
 def encode(p: Params, x: Tensor) -> Tensor:
@@ -88,6 +93,5 @@ class Encoder:
     @torch.inference_mode()
     def __call__(self, images: NDArray[np.uint8]) -> F32:
         """(n, O) uint8, O = channels * height * width -> (n, 256) float32."""
-        x = torch.from_numpy(interleaved(images, self._image))
-        features: F32 = encode(self._network, centred(x)).numpy()
+        features: F32 = encode(self._network, centred(images, self._image)).numpy()
         return features

@@ -1,4 +1,8 @@
-"""Images from planes, as frames are stored, to pixels, as convolutions read them fastest."""
+"""Images from planes, as frames are stored, to the numbers that convolutions read, in one pass.
+
+A pixel x becomes x - 127.5, which float32 and bfloat16 say exactly; the channels of a pixel lie
+side by side. Stages 5, `update`, and 7, `infer`.
+"""
 
 from __future__ import annotations
 
@@ -10,37 +14,57 @@ from numpy.typing import NDArray
 from fdql.sac.jit import kernel
 
 U8 = NDArray[np.uint8]
+CENTRE = np.float32(127.5)
 
 
 @kernel()
-def _interleave_four(planes: U8, words: NDArray[np.uint32]) -> None:
+def _bits(x: int) -> np.uint32:
+    """x - 127.5 in bfloat16: the upper half of a float32."""
+    return np.float32(np.float32(x) - CENTRE).view(np.uint32) >> np.uint32(16)
+
+
+@kernel()
+def _bfloat16_of_four(planes: U8, words: NDArray[np.uint64]) -> None:
     n, _, pixels = planes.shape
     for i in range(n):
         a, b, c, d, out = planes[i, 0], planes[i, 1], planes[i, 2], planes[i, 3], words[i]
         for p in range(pixels):
-            low = np.uint32(a[p]) | np.uint32(b[p]) << np.uint32(8)
-            out[p] = low | np.uint32(c[p]) << np.uint32(16) | np.uint32(d[p]) << np.uint32(24)
+            low = np.uint64(_bits(a[p])) | np.uint64(_bits(b[p])) << np.uint64(16)
+            high = np.uint64(_bits(c[p])) | np.uint64(_bits(d[p])) << np.uint64(16)
+            out[p] = low | high << np.uint64(32)
 
 
 @kernel()
-def _interleave(planes: U8, out: U8) -> None:
+def _bfloat16(planes: U8, out: NDArray[np.int16]) -> None:
     n, channels, pixels = planes.shape
     for i in range(n):
         for c in range(channels):
             for p in range(pixels):
-                out[i, p, c] = planes[i, c, p]
+                out[i, p, c] = _bits(planes[i, c, p])
 
 
-def interleaved(images: NDArray[Any], image: tuple[int, int, int]) -> U8:
-    """(n, channels * height * width) uint8 -> (n, height, width, channels), a copy.
+@kernel()
+def _float32(planes: U8, out: NDArray[np.float32]) -> None:
+    n, channels, pixels = planes.shape
+    for i in range(n):
+        for p in range(pixels):
+            for c in range(channels):
+                out[i, p, c] = np.float32(planes[i, c, p]) - CENTRE
 
-    256 stacks of four 84 x 84 frames: 0.6 ms, where torch takes 6.
+
+def centred(images: NDArray[Any], image: tuple[int, int, int], bfloat16: bool) -> NDArray[Any]:
+    """(n, channels * height * width) uint8 -> (n, height, width, channels), x - 127.5.
+
+    float32; or int16, the bits of bfloat16. 256 stacks of four 84 x 84 frames: 1.9 ms; 0.6 ms.
     """
     channels, height, width = image
     planes = images.reshape(-1, channels, height * width)
-    out = np.empty((len(planes), height, width, channels), dtype=np.uint8)
-    if channels == 4:
-        _interleave_four(planes, out.view(np.uint32).reshape(len(planes), height * width))
+    n, _, pixels = planes.shape
+    out = np.empty((n, height, width, channels), np.int16 if bfloat16 else np.float32)
+    if not bfloat16:
+        _float32(planes, out.reshape(n, pixels, channels))
+    elif channels == 4:
+        _bfloat16_of_four(planes, out.view(np.uint64).reshape(n, pixels))
     else:
-        _interleave(planes, out.reshape(len(planes), height * width, channels))
+        _bfloat16(planes, out.reshape(n, pixels, channels))
     return out

@@ -9,6 +9,8 @@ caller. Stage 5 of 8, `update`.
 from __future__ import annotations
 
 import math
+from functools import reduce
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +22,6 @@ from fdql.sac import encoder, heads
 from fdql.sac.adamw import adam_scalar_step, adamw_step, clip_gradient
 from fdql.sac.critic_heads import critic_head
 from fdql.sac.forward import Params, actor_moments, critic_outputs
-from fdql.sac.kernels_images import interleaved
 from fdql.sac.learner import (
     F64,
     I32,
@@ -50,6 +51,25 @@ from fdql.sac.nets import (
     value_shapes,
     views,
 )
+from fdql.sac.shares import Shares
+
+SHARES = 2  # of a batch of images, at least, so that one thread and two give the same sums
+
+
+class Share(NamedTuple):
+    """What some rows of a batch give, b of them.
+
+    gradient  (C,) of their part of the critics' loss
+    loss      that part
+    clipped   share of the batch whose targets are theirs and beyond what the head can say
+    rows      (b, F) features of s, (b,) values of (s, a), (b,) their targets, (b, A) values at s'
+              (A = 0 where actions are continuous), (b,) the policy's entropy at s'
+    """
+
+    gradient: Tensor
+    loss: Tensor
+    clipped: float
+    rows: tuple[Tensor, ...]
 
 
 class TorchLearner:
@@ -59,9 +79,11 @@ class TorchLearner:
         self, spec: NetSpec, config: SacConfig, priority_exponent: float, seed: int,
         device: str = "cpu", threads: int = 1,
     ) -> None:  # fmt: skip
-        torch.set_num_threads(threads)
         self.threads = threads
-        self.thread_counts: tuple[int, ...] = (threads,)  # its sums depend on their number
+        self.thread_counts: tuple[int, ...] = (threads,)
+        shared = spec.image is not None and device == "cpu"
+        torch.set_num_threads(1 if shared else threads)  # sums depend on their number
+        self._shares = Shares(max(SHARES, threads) if shared else 1, threads)
         if spec.image is not None:
             encoder.keep_freed_memory()
         self.spec = spec
@@ -127,91 +149,105 @@ class TorchLearner:
             priority_out,
         )  # fmt: skip
         statistics = self._tensor(obs_mean), self._tensor(obs_scale)
-        inputs, next_inputs = (self._inputs(o, *statistics) for o in (obs, next_obs))
         scaled = self._tensor(reward) / float(reward_scale[0])
+        actions, discounts = self._tensor(action), self._tensor(discount)
         temperature = math.exp(self.ln_temperature)  # of this whole update
+        noise = None if self.spec.discrete else self._noise(len(obs))
 
-        with torch.no_grad():
-            online = self._features(self._frozen, next_inputs)
-            slow = self._features(self._frozen_target, next_inputs)
-            if self.spec.discrete:
-                policy, surprise, outputs = self._discrete_next(online, slow, temperature)
-            else:
-                policy, surprise, outputs = self._continuous_next(online, slow)
-            bonus = self.config.entropy_backup * temperature * surprise
-            target = self._head.target(scaled, self._tensor(discount), policy, bonus, outputs)
-        x = self._features(self._critic, inputs)
-        outputs = self._critic_step(x, self._tensor(action), target.goal)
-        with torch.no_grad():
-            q = self._head.value(outputs).mean(0)
-            error = target.value - q
-            priority = heads.lap_priority(error, self._unit, self._exponent)
-            priority_out[:] = priority.cpu().numpy()
-            self._averages.add("q_mean", q.mean().item())
-            self._averages.add("td_error", error.abs().mean().item())
-            self._averages.add("clipped_targets", target.clipped)
-        if not self.spec.discrete and self.updates % self.config.policy_delay == 0:
-            self._actor_step(x.detach(), temperature)
+        def look(rows: slice) -> Share:
+            inputs, next_inputs = (self._inputs(o[rows], *statistics) for o in (obs, next_obs))
+            drawn = None if noise is None else noise[rows]
+            batch = actions[rows], scaled[rows], discounts[rows]
+            return self._look(inputs, next_inputs, *batch, drawn, temperature, len(obs))
+
+        shares = self._shares(look, len(obs))
+        gradient = reduce(torch.add, [share.gradient for share in shares])
+        loss = sum(share.loss.item() for share in shares)
+        norm = self._step("critic", gradient, loss, slice(0, self._split), self.updates + 1)
+        columns = zip(*(share.rows for share in shares), strict=True)
+        x, q, target, next_q, entropy = (torch.cat(column) for column in columns)
+        error = target - q
+        priority = heads.lap_priority(error, self._unit, self._exponent)
+        priority_out[:] = priority.cpu().numpy()
+        self._averages.add("critic_loss", loss)
+        self._averages.add("critic_grad_norm", norm)
+        self._averages.add("q_mean", q.mean().item())
+        self._averages.add("td_error", error.abs().mean().item())
+        self._averages.add("clipped_targets", sum(share.clipped for share in shares))
+        if self.spec.discrete:
+            self._averages.add("entropy", entropy.mean().item())
+            self._solve_temperature(next_q)
+        elif self.updates % self.config.policy_delay == 0:
+            self._actor_step(x, temperature)
         self._flat_target.lerp_(self._flat[: self._split], self.config.target_rate)
         self.updates += 1
+
+    def _look(
+        self, inputs: Tensor, next_inputs: Tensor, action: Tensor, reward: Tensor, discount: Tensor,
+        noise: Tensor | None, temperature: float, batch_size: int,
+    ) -> Share:  # fmt: skip
+        """What some rows of a batch give; changes nothing."""
+        with torch.no_grad():
+            online_x = self._features(self._frozen, next_inputs)
+            slow_x = self._features(self._frozen_target, next_inputs)
+            if noise is None:
+                next_q = self._head.value(self._action_outputs(self._frozen, online_x)).mean(0)
+                ln_policy = heads.boltzmann_policy(next_q, temperature)
+                policy, surprise = ln_policy.exp(), heads.policy_entropy(ln_policy)
+                slow = self._action_outputs(self._frozen_target, slow_x)
+            else:
+                next_q = online_x[:, :0]
+                policy, surprise, slow = self._continuous_next(online_x, slow_x, noise)
+            bonus = self.config.entropy_backup * temperature * surprise
+            target = self._head.target(reward, discount, policy, bonus, slow)
+        x = self._features(self._critic, inputs)
+        if self.spec.discrete:
+            each = torch.arange(len(x), device=x.device)
+            outputs = self._action_outputs(self._critic, x)[:, each, action.long()]
+        else:
+            outputs = critic_outputs(self._critic, torch.cat([x, action], 1))
+        share = len(x) / batch_size
+        loss = self._head.loss(outputs, target.goal) * share
+        gradient = self._gradient(loss, self._critic)
+        q = self._head.value(outputs.detach()).mean(0)
+        rows = (x.detach(), q, target.value, next_q, surprise)
+        return Share(gradient, loss.detach(), target.clipped * share, rows)
 
     def _inputs(self, obs: F32 | U8, mean: Tensor, scale: Tensor) -> Tensor:
         """Normalised vectors (B, O), or centred images (B, C, H, W)."""
         if self.spec.image is None:
             return heads.normalised_obs(self._tensor(obs), mean, scale)
-        pixels = self._tensor(interleaved(obs, self.spec.image))
-        return encoder.centred(pixels, self._image_dtype)
+        return encoder.centred(obs, self.spec.image, self._image_dtype).to(self._device)
 
     def _features(self, p: Params, inputs: Tensor) -> Tensor:
         """What critics and actor see: the vector itself, or the encoder's view of images."""
         return inputs if self.spec.image is None else encoder.encode(p, inputs)
 
-    def _discrete_next(
-        self, online_x: Tensor, slow_x: Tensor, temperature: float
+    def _continuous_next(
+        self, online_x: Tensor, slow_x: Tensor, noise: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """pi(a|s') (B, A), its entropy (B,), and what the target critics say of s' (2, B, A, K):
-        policy from the online critics, values from the targets (double Q).
+        """1, -ln pi(a'|s') and what the target critics say, (2, b, 1, K), of one a' ~ pi(.|s').
 
         online_x, slow_x  features of s' of the online and of the target encoder
-        Every SOLVE_EVERY updates the temperature of the next update moves towards its root.
         """
-        online = self._head.value(self._action_outputs(self._frozen, online_x)).mean(0)
-        ln_policy = heads.boltzmann_policy(online, temperature)
-        entropy = heads.policy_entropy(ln_policy)
-        self._averages.add("entropy", entropy.mean().item())
-        if self.updates % SOLVE_EVERY == 0:
-            goal = target_entropy(self.spec, self.config)
-            root = heads.temperature_root(online, goal, self.config.min_temperature)
-            rate = 1.0 if self.updates <= SOLVE_WHOLE else SOLVE_RATE
-            self.ln_temperature += rate * (root - self.ln_temperature)
-        return ln_policy.exp(), entropy, self._action_outputs(self._frozen_target, slow_x)
-
-    def _continuous_next(self, online_x: Tensor, slow_x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """As _discrete_next, of one a' ~ pi(.|s'): 1, -ln pi(a'|s'), outputs (2, B, 1, K)."""
         mean, ln_std = actor_moments(self._frozen, online_x)
-        noise = self._noise(len(online_x))
         pre_tanh = mean + ln_std.exp() * noise
         inputs = torch.cat([slow_x, torch.tanh(pre_tanh)], 1)
         outputs = critic_outputs(self._frozen_target, inputs)[:, :, None]
         surprise = -heads.squashed_normal_ln_density(pre_tanh, noise, ln_std)
         return torch.ones_like(surprise)[:, None], surprise, outputs
 
+    def _solve_temperature(self, next_q: Tensor) -> None:
+        """Every SOLVE_EVERY updates that of the next one moves towards its root; next_q (B, A)."""
+        if self.updates % SOLVE_EVERY == 0:
+            goal = target_entropy(self.spec, self.config)
+            root = heads.temperature_root(next_q, goal, self.config.min_temperature)
+            rate = 1.0 if self.updates <= SOLVE_WHOLE else SOLVE_RATE
+            self.ln_temperature += rate * (root - self.ln_temperature)
+
     def _action_outputs(self, critic: Params, x: Tensor) -> Tensor:
         """What both critics say of every discrete action, (2, B, A, K)."""
         return critic_outputs(critic, x).view(2, len(x), self.spec.action_dim, self.spec.bins)
-
-    def _critic_step(self, x: Tensor, action: Tensor, goal: Tensor) -> Tensor:
-        """Move the critics towards a Target's goal; returns the old outputs (2, B, K)."""
-        if self.spec.discrete:
-            rows = torch.arange(len(x), device=x.device)
-            outputs = self._action_outputs(self._critic, x)[:, rows, action.long()]
-        else:
-            outputs = critic_outputs(self._critic, torch.cat([x, action], 1))
-        loss = self._head.loss(outputs, goal)
-        norm = self._step("critic", loss, self._critic, slice(0, self._split), self.updates + 1)
-        self._averages.add("critic_loss", loss.item())
-        self._averages.add("critic_grad_norm", norm)
-        return outputs.detach()
 
     def _actor_step(self, x: Tensor, temperature: float) -> None:
         """Move the actor up the critics, ln temperature down entropy - goal (Haarnoja 2018)."""
@@ -223,7 +259,8 @@ class TorchLearner:
         ln_density = heads.squashed_normal_ln_density(pre_tanh, noise, ln_std)
         q = self._head.value(critic_outputs(self._frozen, torch.cat([x, torch.tanh(pre_tanh)], 1)))
         loss = heads.actor_loss(ln_density, q, temperature)
-        norm = self._step("actor", loss, self._actor, slice(self._split, None), step)
+        gradient = self._gradient(loss, self._actor)
+        norm = self._step("actor", gradient, loss.item(), slice(self._split, None), step)
 
         entropy = -ln_density.mean().item()
         goal = target_entropy(self.spec, self.config, self.updates)
@@ -233,13 +270,16 @@ class TorchLearner:
         self._averages.add("entropy", entropy)
         self._averages.add("action_std", std.mean().item())
 
-    def _step(self, what: str, loss: Tensor, leaves: Params, part: slice, step: int) -> float:
-        """Differentiate, clip, apply AdamW to one network; returns the norm before the clip."""
+    def _gradient(self, loss: Tensor, leaves: Params) -> Tensor:
+        """Of the loss, (leaves' sizes together,)."""
         gradients = torch.autograd.grad(loss, list(leaves.values()))
-        gradient = torch.cat([g.flatten() for g in gradients])
+        return torch.cat([g.flatten() for g in gradients])
+
+    def _step(self, what: str, gradient: Tensor, loss: float, part: slice, step: int) -> float:
+        """Clip, apply AdamW to one network; returns the norm before the clip."""
         norm = clip_gradient(gradient, self.config.gradient_clip)
         if not math.isfinite(norm):
-            where = f"at update {self.updates}, loss {loss.item()}"
+            where = f"at update {self.updates}, loss {loss}"
             raise NotFiniteError(f"{what} gradient norm is {norm} {where}")
         moments, keep = self._flat_moments[:, part], self._keep[part]
         adamw_step(self._flat[part], gradient, moments, keep, self.config.step_size, step)
