@@ -128,6 +128,21 @@ class NanReward(NoReward):
         return obs, float("nan"), *rest
 
 
+class ArrayReward(NoReward):
+    """Computes it from the action, an array of one."""
+
+    def step(self, action: Any) -> Any:
+        obs, reward, *rest = Counting.step(self, action)
+        return obs, np.array([reward]), *rest
+
+
+class AsksForASampledAction(Counting):
+    """Calls what only NumPy's integers have, which its action space samples."""
+
+    def step(self, action: Any) -> Any:
+        return super().step(action.item())
+
+
 class Aborts(Faulty):
     """Native code gives up."""
 

@@ -48,6 +48,14 @@ class Counting(gym.Env[Obs, Any]):
         return self._obs(), float(self.at), over and not by_time, over and by_time, {}
 
 
+class EndsTwice(Counting):
+    """Its last step is terminal and at the time limit, as Gymnasium's TimeLimit may say."""
+
+    def step(self, action: Any) -> tuple[Obs, float, bool, bool, dict[str, Any]]:
+        obs, reward, *_, info = super().step(action)
+        return obs, reward, self.at == self.length, self.at == self.length, info
+
+
 class Bandit(Counting):
     """Episodes of one step, thousands of them a second; it cannot be closed."""
 
@@ -273,6 +281,14 @@ class MultiAction(Counting):
         self.action_space = gym.spaces.MultiDiscrete([2, 3])
 
 
+class WholeSteps(Counting):
+    """A Box of whole numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.action_space = gym.spaces.Box(0, 4, (2,), np.int64)
+
+
 class DictObservation(Counting):
     """Unsupported observation space."""
 
@@ -309,6 +325,34 @@ class Stacked(Picture):
 
     shape = (5, 36, 40)
     places = True
+
+
+class GreyFirst(Picture):
+    """One channel, first."""
+
+    shape = (1, 36, 40)
+    places = True
+
+
+class Dark(Picture):
+    """Planes of zeros and ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.observation_space = gym.spaces.Box(0, 1, (4, 40, 40), np.uint8)  # type: ignore[assignment]
+
+
+class ScaledPicture(Picture):
+    """Says 0..1 as floats."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.observation_space = gym.spaces.Box(0, 1, (40, 40), np.float32)
+
+
+def shaped() -> gym.Env[Any, Any]:
+    """MountainCar with another reward: no threshold of the registry's is one of it."""
+    return gym.wrappers.TransformReward(gym.make("MountainCar-v0"), lambda r: float(r) + 100.0)
 
 
 class Grid(Picture):

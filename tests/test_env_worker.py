@@ -106,6 +106,15 @@ def test_rows_of_a_lane_tell_its_story(own_environments, tmp_path):
         assert done.lengths == [7] * 8
 
 
+def test_a_termination_at_the_time_limit_is_a_termination(own_environments, tmp_path):
+    with driven("own_envs:EndsTwice", tmp_path) as d:
+        for _ in range(8):
+            d.step()
+        d.drain()
+        flags = [r[1] for r in d.rows if r[0] == 0]
+        assert flags == [RESET, 0, 0, 0, 0, 0, TERMINATED, BOUNDARY, RESET]
+
+
 def test_the_policy_never_sees_a_final_observation(own_environments, tmp_path):
     with driven("own_envs:Counting", tmp_path) as d:
         for _ in range(30):

@@ -42,6 +42,11 @@ def test_a_missing_extra_is_named_with_its_command(monkeypatch):
     [
         ("UnboundedAction", "bounds must be finite"),
         ("MultiAction", "Discrete and Box"),
+        ("MultiAction", "ActionWrapper"),
+        ("WholeSteps", "ActionWrapper"),
+        ("ScaledPicture", "images must be uint8"),
+        ("Dark", "images from 0 to 1"),
+        ("ColouredStack", "need not be stacked"),
         ("DictObservation", "FlattenObservation"),
         ("ManyBands", "GrayscaleObservation"),
         ("ColouredStack", "up to 16 frames"),
@@ -76,6 +81,23 @@ def test_facts_of_known_environments():
         made.close()
         assert (spec.return_threshold, spec.eval_episodes) == (threshold, episodes)
         assert EnvSpec.from_dict(spec.to_dict()) == spec
+
+
+def test_a_factory_is_solved_when_its_user_says_so(own_environments):
+    made = make_env("own_envs:shaped")
+    assert made.spec.reward_threshold == -110.0
+    assert describe("own_envs:shaped", made).return_threshold is None
+    made.close()
+
+
+@pytest.mark.parametrize("name", ["ALE/Pong", "ale_py:ALE/Pong-v5"])
+def test_a_game_by_another_name(name):
+    """Gymnasium takes the newest version, and imports what stands before a colon."""
+    made = make_env(name)
+    spec = describe(name, made)
+    assert (spec.atari, spec.image) == (True, (1, 84, 84))
+    assert made.unwrapped.ale.getFloat("repeat_action_probability") == 0.25
+    made.close()
 
 
 def test_actions_reach_the_bounds_of_the_box(own_environments):
@@ -170,6 +192,7 @@ def test_a_game_without_the_extra_names_its_command(monkeypatch, game):
         ("Picture", (1, 40, 40), 4),
         ("Coloured", (3, 37, 41), 4),
         ("Stacked", (5, 36, 40), 1),
+        ("GreyFirst", (1, 36, 40), 4),
         ("Grid", None, 1),
     ],
 )

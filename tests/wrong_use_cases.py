@@ -103,6 +103,11 @@ COMMANDS: list[tuple[str, tuple[str, ...]]] = [
     ("--env hostile_envs:OldStep", ("step returned tuple of 4", "truncated, {}) works")),
     ("--env hostile_envs:NoReward", ("the reward NoneType None", "a finite number works")),
     ("--env hostile_envs:NanReward", ("the reward float nan", "a finite number works")),
+    ("--env hostile_envs:ArrayReward", ("the reward ndarray of shape (1,)", "reward.item()")),
+    (
+        "--env hostile_envs:AsksForASampledAction",
+        ("raised AttributeError", "no attribute 'item'", "at its first step"),
+    ),
     ("--env unfinished:make", ("raised SyntaxError", "while it was made", "unfinished.py, line 1")),
     # other verbs
     ("eval", ("Missing from fdql eval", "Run folder")),

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from fdql.config import Config, ConfigError
 from fdql.facts import from_facts
-from fdql.frames import ToRow, image_layout, row_function
+from fdql.frames import ToRow, check_pixels, image_layout, row_function
 from fdql.registry import Env, from_registry
 from fdql.shm.chunk import RowShape
 
@@ -217,9 +217,8 @@ def _takes(factory: Callable[..., Any], name: str) -> bool:
 def describe(env: str, made: Env) -> EnvSpec:
     """Check the spaces of an environment and collect what the engine needs of it.
 
-    Which observations are images, and how many of them the network sees, says
-    fdql.frames.image_layout; all others are flattened to float32 vectors. Only an Atari game made
-    from its id is trained as one (`atari`): a factory's rewards and lives are its own affair.
+    fdql.frames.image_layout says which observations are images, and how many the network sees; all
+    others become float32 vectors. A factory's rewards, lives and thresholds are its own affair.
 
     Raises ConfigError naming the space and what is supported: observations are a Box of at most
     65,536 numbers, actions a Discrete or a Box with finite bounds.
@@ -228,26 +227,25 @@ def describe(env: str, made: Env) -> EnvSpec:
     if not isinstance(obs, gym.spaces.Box):
         raise ConfigError(
             f"env = {env!r} has observations {obs}: a Box is supported; "
-            "gymnasium.wrappers.FlattenObservation in your own factory makes one of it"
+            "gymnasium.wrappers.FlattenObservation in your own factory makes one of it; "
+            "where there is an image, TransformObservation gives it alone"
         )
+    check_pixels(env, obs)
     image, stack = image_layout(env, obs.shape) if obs.dtype == np.uint8 else (None, 1)
     obs_dim = math.prod(obs.shape)
     if not 1 <= obs_dim <= MOST_COMPONENTS:
         raise ConfigError(
-            f"env = {env!r} has {obs_dim} observation components, {obs}: 1 to 65536 are supported"
-            + (
-                "; gymnasium.wrappers.ResizeObservation(env, (84, 84)) or GrayscaleObservation in "
-                "your own factory make images smaller"
-                if image
-                else ""
-            )
+            f"env = {env!r} has {obs_dim} observation components, {obs}: 1 to 65536 are supported; "
+            "gymnasium.wrappers.ResizeObservation(env, (84, 84)) or GrayscaleObservation in your "
+            "own factory make images smaller"
         )
     entry = str(getattr(made.spec, "entry_point", ""))
     atari = image is not None and "ale_py" in entry and not is_factory(env)
     line = _LINES.get(env, (None, ATARI_EPISODES if atari else 20))
     threshold = line[0]
-    if threshold is None and made.spec is not None and made.spec.reward_threshold is not None:
-        threshold = float(made.spec.reward_threshold)
+    registered = None if is_factory(env) else made.spec  # a factory may have changed the rewards
+    if threshold is None and registered is not None and registered.reward_threshold is not None:
+        threshold = float(registered.reward_threshold)
     common: dict[str, Any] = {
         "env": env,
         "obs_dim": obs_dim,
@@ -256,6 +254,7 @@ def describe(env: str, made: Env) -> EnvSpec:
         "image": image,
         "stack": stack,
         "atari": atari,
+        "eval_episodes": line[1],
     }
     if isinstance(act, gym.spaces.Discrete):
         if act.n < 2:
@@ -270,7 +269,11 @@ def describe(env: str, made: Env) -> EnvSpec:
             action_start=int(act.start),
             low=(),
             high=(),
-            eval_episodes=line[1],
+        )
+    if isinstance(act, gym.spaces.Box) and act.dtype.kind != "f":
+        raise ConfigError(
+            f"env = {env!r} has actions {act}: a Box of floats is supported; a Discrete works, "
+            "and so does an ActionWrapper in your own factory that rounds a Box of floats"
         )
     if isinstance(act, gym.spaces.Box) and act.shape and math.prod(act.shape) >= 1:
         low, high = act.low.astype(np.float64).ravel(), act.high.astype(np.float64).ravel()
@@ -279,9 +282,8 @@ def describe(env: str, made: Env) -> EnvSpec:
             i = int(bad[0])
             raise ConfigError(
                 f"env = {env!r}: component {i} of its action lies in [{low[i]}, {high[i]}]: "
-                "bounds must be "
-                "finite with low < high; gymnasium.wrappers.RescaleAction or a Box of your own "
-                "sets them"
+                "bounds must be finite with low < high; gymnasium.wrappers.RescaleAction or a Box "
+                "of your own sets them"
             )
         return EnvSpec(
             **common,
@@ -291,8 +293,8 @@ def describe(env: str, made: Env) -> EnvSpec:
             action_start=0,
             low=tuple(low.tolist()),
             high=tuple(high.tolist()),
-            eval_episodes=line[1],
         )
     raise ConfigError(
-        f"env = {env!r} has actions {act}: Discrete and Box (with bounds) are supported"
+        f"env = {env!r} has actions {act}: Discrete and Box (with bounds) are supported; an "
+        "ActionWrapper in your own factory that numbers the combinations makes a Discrete of others"
     )

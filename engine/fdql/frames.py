@@ -12,15 +12,40 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
 from fdql.config import BadValueError, ConfigError
 
 SMALLEST_SIDE = 36  # pixels; a smaller image leaves the convolutions nothing to slide over
+LEAST_CONTRAST = 128  # between an image's darkest and brightest pixel, as its space says
 MOST_STACKED = 16  # frames of an observation that comes stacked
 STACK = 4  # frames that the network sees of an environment that gives one at a time
 
 ToRow = Callable[[Any], NDArray[Any]]
+
+
+def has_sides(shape: tuple[int, ...]) -> bool:
+    """True where an observation of `shape` is large enough in two directions to be an image."""
+    return sum(side >= SMALLEST_SIDE for side in shape) >= 2
+
+
+def check_pixels(env: str, obs: Box) -> None:
+    """Refuse images that would be taken for vectors, or for darkness, without a word."""
+    if not has_sides(obs.shape):
+        return
+    if obs.dtype != np.uint8:
+        raise ConfigError(
+            f"env = {env!r} has observations {obs}: images must be uint8, 0 to 255, not scaled by "
+            "the environment; if they are none, gymnasium.wrappers.FlattenObservation in your own "
+            "factory makes a vector of them"
+        )
+    if int(obs.high.max()) - int(obs.low.min()) < LEAST_CONTRAST:
+        raise ConfigError(
+            f"env = {env!r} has images from {obs.low.min()} to {obs.high.max()}: 0 to 255 is what "
+            "the network looks for; spread them in your own factory, or take them as numbers with "
+            "gymnasium.wrappers.FlattenObservation"
+        )
 
 
 def image_layout(env: str, shape: tuple[int, ...]) -> tuple[tuple[int, int, int] | None, int]:
@@ -29,15 +54,16 @@ def image_layout(env: str, shape: tuple[int, ...]) -> tuple[tuple[int, int, int]
 
     (H, W)     H, W >= 36: one grey frame; the network sees the newest 4
     (H, W, C)  C in 1..4: one frame, channels last; the network sees the newest 4
-    (K, H, W)  K in 1..16: K frames that the environment stacked itself; the network sees these
+    (1, H, W)  the same as (H, W)
+    (K, H, W)  K in 2..16: K frames that the environment stacked itself; the network sees these
 
     One frame hides what moves, hence the 4. Without two sides of at least 36 it is no image: a
     vector, or a grid such as MiniGrid's. Raises ConfigError for any other shape.
     """
-    if sum(side >= SMALLEST_SIDE for side in shape) < 2:
+    if not has_sides(shape):
         return None, 1
     match shape:
-        case (height, width):
+        case (height, width) | (1, height, width):
             return (1, height, width), STACK
         case (height, width, channels) if channels <= 4:
             return (channels, height, width), STACK
@@ -47,7 +73,8 @@ def image_layout(env: str, shape: tuple[int, ...]) -> tuple[tuple[int, int, int]
         f"env = {env!r} has image observations of shape {shape}: (height, width), (height, width, "
         f"channels) with up to 4 channels and (frames, height, width) with up to {MOST_STACKED} "
         "frames work; in your own factory gymnasium.wrappers.GrayscaleObservation takes the "
-        "colours away and gymnasium.wrappers.ResizeObservation(env, (84, 84)) sets the size"
+        "colours away and gymnasium.wrappers.ResizeObservation(env, (84, 84)) sets the size; "
+        "frames need not be stacked: of single ones the network sees the newest 4"
     )
 
 

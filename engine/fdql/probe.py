@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 
 from fdql.apart import Outcome, Say, run_apart
 from fdql.config import BadValueError, Config, ConfigError
-from fdql.envs import EnvSpec, describe, make_env
+from fdql.envs import ActionScale, EnvSpec, describe, make_env
 from fdql.outlet import told
 
 SECONDS, STEPS = 0.03, 200  # of timed stepping, whichever ends first
@@ -97,14 +98,14 @@ def _look(env: str, seed: int, say: Say) -> None:
         spec = describe(env, made)
         say({"stage": RESETTING, "spec": spec.to_dict()})
         _check_reset(spec, made, made.reset(seed=seed))
-        made.action_space.seed(seed)
+        action = _actions(spec, seed)
         say({"stage": STEPPING})
         t0 = time.perf_counter()
-        result = made.step(made.action_space.sample())
+        result = made.step(next(action))
         first_us = 1e6 * (time.perf_counter() - t0)
         over = _check_step(spec, made, result)
         say({"stage": TIMING})
-        say({"step_us": _median_step_us(made, over, first_us)})
+        say({"step_us": _median_step_us(made, action, over, first_us)})
     except ConfigError as error:
         say({"refused": str(error)})
     except BaseException as error:  # SystemExit and KeyboardInterrupt are its own here
@@ -149,11 +150,12 @@ def _check_step(spec: EnvSpec, made: gym.Env[Any, Any], result: Any) -> bool:
     obs, reward, terminated, truncated, _ = result
     _check_obs(spec, made, obs, "step")
     try:
-        finite = bool(np.isfinite(np.float32(reward)))
+        number = np.ndim(reward) == 0 and bool(np.isfinite(np.float32(reward)))
     except (TypeError, ValueError):
-        finite = False
-    if not finite:
-        raise _refuse(spec, f"step returned the reward {_brief(reward)}", "a finite number works")
+        number = False
+    if not number:
+        rule = "a finite number works, and of an array of one its reward.item()"
+        raise _refuse(spec, f"step returned the reward {_brief(reward)}", rule)
     return bool(terminated or truncated)
 
 
@@ -178,7 +180,20 @@ def _brief(value: Any) -> str:
     return f"{type(value).__name__}{length}{shape} {text if len(text) <= 80 else text[:77] + '...'}"
 
 
-def _median_step_us(env: gym.Env[Any, Any], over: bool, first_us: float) -> float:
+def _actions(spec: EnvSpec, seed: int) -> Iterator[Any]:
+    """Random actions, of the kinds that a run gives to the environment."""
+    random, scale = np.random.default_rng(seed), ActionScale(spec)
+    while True:
+        if spec.discrete:
+            drawn = random.integers(0, spec.action_dim, 1, dtype=np.int32)
+        else:
+            drawn = random.uniform(-1.0, 1.0, (1, spec.action_dim)).astype(np.float32)
+        yield scale(drawn)[0]
+
+
+def _median_step_us(
+    env: gym.Env[Any, Any], actions: Iterator[Any], over: bool, first_us: float
+) -> float:
     """Median time of a step with random actions; of one that takes long the first is enough."""
     times: list[float] = []
     if first_us > LONG_US:
@@ -187,7 +202,7 @@ def _median_step_us(env: gym.Env[Any, Any], over: bool, first_us: float) -> floa
     while len(times) < 3 or (len(times) < STEPS and time.perf_counter() - began < SECONDS):
         if over:
             env.reset()
-        action = env.action_space.sample()
+        action = next(actions)
         t0 = time.perf_counter()
         _, _, terminated, truncated, _ = env.step(action)
         times.append(1e6 * (time.perf_counter() - t0))

@@ -10,6 +10,7 @@ import re
 from typing import Any
 
 import gymnasium as gym
+from gymnasium.envs.registration import find_highest_version, get_env_id, parse_env_id
 
 from fdql.config import ConfigError
 from fdql.extras import missing
@@ -75,8 +76,14 @@ def _import_plugin(package: str) -> None:
 
 
 def _spec(env: str) -> Any:
+    """As `gym.make` finds it: behind "module:", and in the newest version where none is named."""
+    module, colon, name = env.rpartition(":")
     try:
-        return gym.spec(env)
+        if colon:
+            importlib.import_module(module)
+        space, short, version = parse_env_id(name)
+        newest = find_highest_version(space, short) if version is None else version
+        return gym.spec(get_env_id(space, short, newest))
     except (gym.error.Error, ModuleNotFoundError):
         return None
 

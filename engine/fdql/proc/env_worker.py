@@ -111,7 +111,6 @@ class EnvWorker:
         for g, group in enumerate(self.states):
             for e, state in enumerate(group):
                 self.reset(g, e, state, state.seed)
-                self.record.heartbeat(Stage.STEP_RESET)
             self.slots.submit(g)
 
     def reset(self, group: int, e: int, state: EnvState, seed: int | None) -> None:
@@ -125,6 +124,7 @@ class EnvWorker:
         except BadValueError as error:
             raise bad_observation(error, self.spec, state) from None
         self.fresh[group][e] = RESET
+        self.record.heartbeat(Stage.STEP_RESET)  # those of a group may end on the same step
 
     def _chunk(self, room: int) -> ChunkViews | None:
         """The chunk being filled, with at least `room` rows left; None when told to stop while the
