@@ -133,8 +133,6 @@ class Replay:
         self._check_lanes(first_lane, lanes_of_worker)
         if n_rows and np.maximum.reduce(views.lane[:n_rows]) >= lanes_of_worker:
             raise ValueError(f"the chunk names a lane that is not in 0..{lanes_of_worker - 1}")
-        if new_incarnation:
-            self.statistics.close(first_lane, lanes_of_worker)
         before = self.steps
         self._append(views, n_rows, first_lane, lanes_of_worker, close=new_incarnation)
         self.statistics.observe(views, n_rows, first_lane)
@@ -156,7 +154,6 @@ class Replay:
         counts as truncated there. A step that terminated stays what it is.
         """
         self._check_lanes(first_lane, n_lanes)
-        self.statistics.close(first_lane, n_lanes)
         self._append(self._no_rows, 0, first_lane, n_lanes, close=True)
 
     def sample(self, out: Batch) -> None:

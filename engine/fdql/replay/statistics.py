@@ -13,7 +13,7 @@ import numpy as np
 from fdql.kernel_cache import njit
 from fdql.replay.lanes import F32, U8, U16, Obs
 from fdql.replay.sum_tree import F64
-from fdql.shm.chunk import BOUNDARY, RESET, TERMINATED, TRUNCATED, ChunkViews, RowShape
+from fdql.shm.chunk import BOUNDARY, TERMINATED, ChunkViews, RowShape
 
 # Words of the reward sums g <- discount * g + reward over all steps of all lanes (Welford 1962).
 COUNT = 0
@@ -35,7 +35,8 @@ def observe_rows(
 ) -> None:  # fmt: skip
     """Take the steps among rows 0..n_rows of a chunk into the statistics. No allocation.
 
-    running    (lanes,) float64, discounted reward sum of each lane's episode so far
+    running    (lanes,) float64, discounted reward sum of each lane since its last termination:
+               values look past a time limit, so a sum that ended there would make them too large
     sums       (4,)     float64, COUNT, MEAN, SQUARES, LARGEST of all values that `running` took
     moments    (5, O)   float64, mean, variance, count in [2, 0], two rows of scratch (Chan 1979)
     obs_mean   (O,)     float32, written: mean
@@ -51,12 +52,10 @@ def observe_rows(
     n = 0
     for r in range(n_rows):
         at = first_lane + int(lane[r])
-        if flags[r] & (BOUNDARY | RESET):
-            running[at] = 0.0
         if flags[r] & BOUNDARY:
             continue
         g = discount * running[at] + reward[r]
-        running[at] = 0.0 if flags[r] & (TERMINATED | TRUNCATED) else g
+        running[at] = 0.0 if flags[r] & TERMINATED else g
         sums[COUNT] += 1.0
         off = g - sums[MEAN]
         sums[MEAN] += off / sums[COUNT]
@@ -115,10 +114,6 @@ class Statistics:
             views.lane, views.flags, views.reward, views.obs, n_rows, first_lane, self.discount,
             self.running, self.sums, self.moments, self.obs_mean, self.obs_scale,
         )  # fmt: skip
-
-    def close(self, first_lane: int, n_lanes: int) -> None:
-        """The episodes of these lanes are over."""
-        self.running[first_lane : first_lane + n_lanes] = 0.0
 
     def rescale(self) -> None:
         """reward_scale = max(std of the reward sums, largest |sum| / v_max, 1e-8).
