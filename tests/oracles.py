@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-TERMINATED, TRUNCATED, BOUNDARY, EXPLORER, RESET = 1, 2, 4, 8, 16
+TERMINATED, TRUNCATED, BOUNDARY, RESET = 1, 2, 4, 16
 
 
 class NaiveTree:
@@ -105,26 +105,22 @@ class NaiveReplay:
             if row.has(RESET) or ended:
                 self.close(lane)
         self.lanes[lane].append(row)
-        if row.has(BOUNDARY):
-            self.running[lane] = 0.0
-        else:
-            start = 0.0 if row.has(RESET) else self.running[lane]
-            g = self.discount * start + row.reward
+        if not row.has(BOUNDARY):
+            g = self.discount * self.running[lane] + row.reward
             self.reward_sums.append(g)
-            self.running[lane] = 0.0 if row.has(TERMINATED | TRUNCATED) else g
+            self.running[lane] = 0.0 if row.has(TERMINATED) else g
             self.steps.append(row)
         self.refresh(lane)
 
     def close(self, lane: int) -> None:
         """The episode's BOUNDARY row will never come."""
-        self.running[lane] = 0.0
         if not self.is_open(lane):
             return
         last = self.lanes[lane][-1]
         if last.has(TERMINATED):
             self.lanes[lane].append(Row(last.obs, flags=BOUNDARY))
         else:
-            kept = last.flags & (EXPLORER | RESET)
+            kept = last.flags & RESET
             self.lanes[lane][-1] = Row(last.obs, flags=kept | BOUNDARY, version=last.version)
         self.refresh(lane)
 

@@ -125,8 +125,8 @@ def test_the_hash_tells_schemas_apart():
 
 
 def test_flags_are_bits():
-    flags = [chunk.TERMINATED, chunk.TRUNCATED, chunk.BOUNDARY, chunk.EXPLORER, chunk.RESET]
-    assert flags == [1, 2, 4, 8, 16]
+    flags = [chunk.TERMINATED, chunk.TRUNCATED, chunk.BOUNDARY, chunk.RESET]
+    assert flags == [1, 2, 4, 16]
 
 
 def test_workers_stay_light():

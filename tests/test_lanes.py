@@ -9,7 +9,7 @@ import pytest
 from fdql.replay.lanes import HEAD, MARK, OPEN, PENDING, SAMPLEABLE, STEPS, LaneStore
 from fdql.replay.sum_tree import SumTree
 from fdql.shm.chunk import ChunkSchema, RowShape
-from oracles import BOUNDARY, EXPLORER, RESET, TERMINATED, TRUNCATED
+from oracles import BOUNDARY, RESET, TERMINATED, TRUNCATED
 
 SHAPE = RowShape(obs_dim=1, action_dim=2, discrete=True)
 
@@ -136,9 +136,9 @@ def test_lanes_do_not_mix():
 
 
 def test_columns_are_kept_together():
-    lanes = Lanes(n_step=1).send(RESET | EXPLORER, 0, TERMINATED, BOUNDARY, RESET)
+    lanes = Lanes(n_step=1).send(RESET, 0, TERMINATED, BOUNDARY, RESET)
     store = lanes.store
-    assert store.flags[:5].tolist() == [RESET | EXPLORER, 0, TERMINATED, BOUNDARY, RESET]
+    assert store.flags[:5].tolist() == [RESET, 0, TERMINATED, BOUNDARY, RESET]
     assert store.version[:5].tolist() == [0, 1, 2, 3, 4]
     assert store.reward[:5].tolist() == [0, 1, 2, 0, 4]
     assert store.action[[0, 1, 2, 4], 0].tolist() == [0, 1, 2, 4]
@@ -156,9 +156,9 @@ def test_new_rows_get_the_priority_of_the_moment():
 
 def test_closing_makes_the_newest_row_a_boundary():
     # rows 0 to 3 open: row 3's successor is unknown, rows 0 to 2 are complete
-    lanes = Lanes(n_step=3).send(RESET, 0, 0, EXPLORER).send(close=True)
+    lanes = Lanes(n_step=3).send(RESET, 0, 0, 0).send(close=True)
     assert lanes.sampleable == [0, 1, 2]
-    assert lanes.flags[:4] == [RESET, 0, 0, EXPLORER | BOUNDARY]
+    assert lanes.flags[:4] == [RESET, 0, 0, BOUNDARY]
     assert lanes.store.table[0, OPEN] == 0
     assert lanes.store.counters[STEPS] == 4  # steps that were made stay counted
 

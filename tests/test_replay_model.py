@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from oracles import (
     BOUNDARY,
-    EXPLORER,
     RESET,
     TERMINATED,
     TRUNCATED,
@@ -28,7 +27,7 @@ LANES = (0, 1, 126, 127)  # workers of two lanes at both ends of the tree
 
 STEP = st.sampled_from(["step"] * 6 + ["first", "terminated", "truncated", "both"])
 LOST = st.sampled_from(["terminated, no boundary", "truncated, no boundary", "boundary"])
-EVENT = st.tuples(st.integers(0, 1), st.one_of(STEP, STEP, STEP, LOST), st.booleans())
+EVENT = st.tuples(st.integers(0, 1), st.one_of(STEP, STEP, STEP, LOST))
 
 
 class ReplayAgainstList(RuleBasedStateMachine):
@@ -48,7 +47,7 @@ class ReplayAgainstList(RuleBasedStateMachine):
         self.late: list[Batch] = []
         self.sent = 0
 
-    def row(self, kind: str, explorer: bool) -> list[Row]:
+    def row(self, kind: str) -> list[Row]:
         self.sent += 1
         obs = (float(self.sent), float(self.sent % 7), 1.0)
         final = (-obs[0], 0.0, 0.0)
@@ -57,7 +56,7 @@ class ReplayAgainstList(RuleBasedStateMachine):
             final = (*obs[:2], 2)
         if kind == "boundary":
             return [Row(obs, flags=BOUNDARY, version=self.sent)]
-        flags = (RESET if kind == "first" else 0) | (EXPLORER if explorer else 0)
+        flags = RESET if kind == "first" else 0
         flags |= TERMINATED if kind.startswith(("terminated", "both")) else 0
         flags |= TRUNCATED if kind.startswith(("truncated", "both")) else 0
         reward = float(self.sent % 5 - 2)
@@ -72,7 +71,7 @@ class ReplayAgainstList(RuleBasedStateMachine):
         new_incarnation=st.sampled_from([False] * 5 + [True]),
     )
     def ingest(self, worker, events, new_incarnation):
-        rows = [(lane, r) for lane, kind, explorer in events for r in self.row(kind, explorer)]
+        rows = [(lane, r) for lane, kind in events for r in self.row(kind)]
         first = LANES[2 * worker]
         steps = self.memory.ingest(
             chunk_of(rows, self.shape),

@@ -22,7 +22,7 @@ from fdql.kernel_cache import njit
 from fdql.replay.columns import zero_column
 from fdql.replay.size import FANOUT, least_lane_rows
 from fdql.replay.sum_tree import F64, I64
-from fdql.shm.chunk import BOUNDARY, EXPLORER, RESET, TERMINATED, TRUNCATED, ChunkViews, RowShape
+from fdql.shm.chunk import BOUNDARY, RESET, TERMINATED, TRUNCATED, ChunkViews, RowShape
 
 F32 = NDArray[np.float32]
 I32 = NDArray[np.int32]
@@ -108,7 +108,7 @@ def close_episode(
             obs[row, k] = obs[newest, k]
         flags[row] = BOUNDARY
     else:
-        flags[newest] = (flags[newest] & (EXPLORER | RESET)) | BOUNDARY
+        flags[newest] = flags[newest] & RESET | BOUNDARY
     end_episode(lane, lane_rows, table, tree, priority, counters)
 
 

@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 TERMINATED = 1  # the step ended the episode in a state that has no future: no bootstrap
 TRUNCATED = 2  # the step was cut off there (time limit): bootstrap from the BOUNDARY row
 BOUNDARY = 4  # not a step: the final observation of the episode
-EXPLORER = 8  # the action came from an explorer lane
 RESET = 16  # first row of an episode
 
 COLUMN_ALIGN = 64  # bytes; one cache line
@@ -33,7 +32,7 @@ class ChunkViews(NamedTuple):
     """Arrays over one chunk's bytes; R rows. Writing them writes the chunk.
 
     lane          (R,)   uint16   environment index within the worker
-    flags         (R,)   uint8    TERMINATED | TRUNCATED | BOUNDARY | EXPLORER | RESET
+    flags         (R,)   uint8    TERMINATED | TRUNCATED | BOUNDARY | RESET
     reward        (R,)   float32  raw reward; not read on BOUNDARY rows
     version       (R,)   uint32   version of the policy that chose the action
     action        (R, A) float32 in [-1, 1], or (R,) int32; not read on BOUNDARY rows
