@@ -97,3 +97,26 @@ def test_a_critic_that_promises_nothing_has_no_bias_where_nothing_comes():
     x, action = np.ones((4, 3), np.float32), np.zeros(4, np.int32)
     np.testing.assert_allclose(health.action_values(spec, network, x, action), 0, atol=1e-6)
     assert health.dead_share(spec, network, x, action) == 1.0
+
+
+def test_the_age_and_the_spread_of_a_batch_by_hand():
+    # ages 20 and 10, the warm-up's two left out; 4 over the mean of 1, 1, 2, 4
+    version = np.array([0, 0, 10, 20], dtype=np.uint32)
+    found = health.data_health(version, np.array([1.0, 1.0, 2.0, 4.0]), 30)
+    assert found == {"data_age": 15.0, "priority_spread": 2.0}
+    assert health.data_health(version * 0, np.ones(4), 30) == {"priority_spread": 1.0}
+
+
+@pytest.mark.parametrize(("batch", "seen"), [(256, 64), (64, 64), (100, 100), (1, 1)])
+def test_rows_that_are_looked_at_lie_evenly(batch, seen):
+    rows = np.arange(batch)[health.some_rows(batch)]
+    assert len(rows) == seen
+    assert len(set(np.diff(rows))) <= 1
+
+
+@pytest.mark.parametrize(("reward", "q", "bias"), [(1.0, 10.0, 3.487), (-1.0, -10.0, -3.487)])
+def test_a_cut_counts_as_if_nothing_came_after(reward, q, bias):
+    """Ten rewards of 1 at discount 0.9 are 6.513; the critic, which sees no cut, says 10."""
+    discounted = np.array([reward * sum(0.9**k for k in range(10))])
+    e = Evaluation(np.zeros(1), np.ones(1, dtype=np.int64), discounted, np.array([q], np.float32))
+    assert e.q_bias(1.0) == pytest.approx(bias, abs=1e-3)

@@ -35,6 +35,7 @@ from fdql.proc.saver import Captured, Saver
 from fdql.proc.thread_choice import ThreadChoice
 from fdql.profile import Counter, Stage
 from fdql.replay.batch import Batch
+from fdql.sac.health import data_health, some_rows
 from fdql.sac.learner import Learner
 from fdql.sac.nets import F32
 from fdql.sac.policy import Policy
@@ -45,7 +46,7 @@ METRICS_SECONDS = 0.5  # between two lines of metrics
 LEARNER = "learner."  # before the names of the learner's arrays in a checkpoint
 STATISTICS = ("obs_mean", "obs_scale", "reward_scale")
 HEALTH = ("data_age", "priority_spread", "dead_units")
-HEALTH_UPDATES, HEALTH_ROWS = 100, 64  # between two looks at a batch; rows of it for dead units
+HEALTH_UPDATES = 100  # between two looks at a batch
 
 
 def make_learner(plan: RunPlan) -> Learner:
@@ -109,17 +110,12 @@ class Trainer:
 
     def _look_at(self, batch: Batch) -> None:
         """How old, how uneven and how exciting the data of an update was."""
-        priority, age = batch.priority, self.updates - batch.version.astype(np.int64)
         self.snapshot()
         self.judge.load(self.flat)
-        # A batch is sorted by lane: some of every lane.
-        rows = slice(None, None, max(1, len(priority) // HEALTH_ROWS))
-        obs = np.ascontiguousarray(batch.obs[rows])
-        self.health = {
-            "data_age": float(age[batch.version > 0].mean()) if batch.version.any() else 0.0,
-            "priority_spread": float(priority.max() / priority.mean()),
-            "dead_units": self.judge.dead_share(obs, batch.action[rows]),
-        }
+        rows = some_rows(len(batch.priority))
+        dead = self.judge.dead_share(np.ascontiguousarray(batch.obs[rows]), batch.action[rows])
+        data = data_health(batch.version, batch.priority, self.updates)
+        self.health = data | {"dead_units": dead}
 
     def publish_due(self, *, by_time: bool) -> bool:
         """True when a policy should be published, by updates or (asynchronous mode) by time."""

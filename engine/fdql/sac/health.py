@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from fdql.sac.nets import F32, LAYER_NORM_EPS, NetSpec, output_support
 
 Network = dict[str, F32]
+ROWS = 64  # of a batch that units must excite, or count as dead
 
 
 def critic_pass(network: Network, x: F32) -> tuple[list[F32], F32]:
@@ -60,3 +61,19 @@ def dead_share(
     """
     hidden, _ = critic_pass(network, critic_inputs(spec, features, action))
     return float(np.mean([(layer <= 0).all(1) for layer in hidden]))
+
+
+def some_rows(batch_size: int) -> slice:
+    """At least ROWS of a batch, evenly: it is sorted by lane, and every lane should be seen."""
+    return slice(None, None, max(1, batch_size // ROWS))
+
+
+def data_health(
+    version: NDArray[np.uint32], priority: NDArray[np.float64], updates: int
+) -> dict[str, float]:
+    """How old and how uneven a batch was. (B,) versions of the policies that acted, 0 those of the
+    warm-up, which are left out; (B,) new priorities; updates made so far.
+    """
+    spread = {"priority_spread": float(priority.max() / priority.mean())}
+    chosen = version[version > 0].astype(np.int64)
+    return spread | ({"data_age": float((updates - chosen).mean())} if chosen.size else {})
