@@ -202,6 +202,39 @@ def test_continuous_explorers_retire_and_hold_the_noise_of_the_others():
     assert repeats == pytest.approx(1 - 1 / 1.463, abs=0.05)
 
 
+@pytest.mark.parametrize(("std", "wide"), [(0.5, 1.5), (0.2, 1.0)])
+def test_an_explorer_is_as_wide_as_its_factor_or_its_least_says(std, wide):
+    """Three times the policy's deviation, and at least 1; the mean is 0 everywhere."""
+    spec = nets.NetSpec(obs_dim=5, action_dim=2, discrete=False, actor_width=8, critic_width=8)
+    flat = np.zeros(nets.size_of(nets.policy_shapes(spec)), dtype=np.float32)
+    bias = nets.views(flat, nets.policy_shapes(spec))["actor.b2"]
+    bias[2:] = math.atanh((math.log(std) - nets.LOG_STD_MIN) / nets.LOG_STD_HALF - 1)
+    policy, obs = Policy(spec, flat), observations(spec, 1)
+    assert policy.distribution(obs)[1] == pytest.approx(std, rel=1e-3)
+    explorer = Explorer(spec, ExploreConfig(hold_longest=1), 1, explorer_mask(1.0, 1), seed=0)
+    out, noise = empty_actions(spec, 1), []
+    for _ in range(3000):
+        explorer.act(policy, obs, np.zeros(1, np.int64), False, out)
+        noise.append(np.arctanh(out.astype(np.float64).clip(-1 + 1e-7, 1 - 1e-7)))
+    assert np.std(noise) == pytest.approx(wide, rel=0.05)
+
+
+def test_a_discrete_explorer_leaves_its_policy_as_often_as_epsilon_says():
+    """A certain policy, one explorer of 3 actions: 0.1 * 2 / 3 of its actions are others."""
+    spec = nets.NetSpec(obs_dim=5, action_dim=3, discrete=True, critic_width=8)
+    flat = np.zeros(nets.size_of(nets.policy_shapes(spec)), dtype=np.float32)
+    named = nets.views(flat, nets.policy_shapes(spec))
+    named["critic.b2"].reshape(2, 3, spec.bins)[:, 0, -1] = 50.0  # action 0 is worth 5, others 0
+    named["temperature"][:] = 0.01
+    policy, obs = Policy(spec, flat), observations(spec, 1)
+    explorer = Explorer(spec, ExploreConfig(hold_longest=1), 1, explorer_mask(1.0, 1), seed=0)
+    out, others, n = empty_actions(spec, 1), 0, 6000
+    for _ in range(n):
+        explorer.act(policy, obs, np.zeros(1, np.int64), False, out)
+        others += int(out[0] != 0)
+    assert others / n == pytest.approx(0.1 * 2 / 3, abs=0.016)
+
+
 def test_no_explorer_steps_are_no_explorers():
     spec = small_spec(False)
     explorer = Explorer(spec, ExploreConfig(explorer_steps=0), 2, explorer_mask(1.0, 2), seed=0)

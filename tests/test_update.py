@@ -5,10 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from fdql.config import SacConfig
 from fdql.sac import heads
 from fdql.sac.forward import actor_moments, critic_outputs
 from fdql.sac.learner import target_entropy
-from fdql.sac.nets import actor_shapes, critic_shapes, initialise, is_matrix, views
+from fdql.sac.nets import NetSpec, actor_shapes, critic_shapes, initialise, is_matrix, views
 from learners import batch, both_actions, every_head, every_learner, named, scattered, tiny
 from oracle_sac import NaiveLearner
 
@@ -296,6 +297,23 @@ def test_discrete_temperature_schedule(make):
             ends.append(other.ln_temperature)
         # start + rate * (root - start), the same root: the starts' distance shrinks to 1 - rate
         assert ends[1] - ends[0] == pytest.approx(6.0 * (1 - rate), abs=1e-6)
+
+
+@every_learner
+@both_actions
+@pytest.mark.parametrize(("reward", "value"), [(7.0, 5.0), (-7.0, -5.0)])
+def test_a_target_of_seven_is_five(make, discrete, reward, value):
+    """Q = 0, no future, bins to +-5: the error is 5, its priority (5 / 0.1) ** 0.4; then Q is 5."""
+    spec = NetSpec(obs_dim=3, action_dim=2, discrete=discrete, critic_width=16, actor_width=16)
+    learner = make(spec, SacConfig(learning_rate=0.01, batch_size=16), 0.4, 0)
+    b = batch(spec)
+    b[2][:], b[3][:], b[7][:] = reward, 0.0, 1.0
+    learner.update(*b)
+    assert learner.metrics()["td_error"] == pytest.approx(5.0, abs=1e-4)
+    assert b[8] == pytest.approx(50**0.4, rel=1e-4)
+    for _ in range(300):
+        learner.update(*b)
+    assert learner.metrics()["q_mean"] == pytest.approx(value, abs=0.3)
 
 
 @every_learner
