@@ -93,6 +93,8 @@ class NaiveReplay:
     def __post_init__(self) -> None:
         self.lanes = [[] for _ in range(self.n_lanes)]
         self.running = [0.0] * self.n_lanes
+        self.endless = [0.0] * self.n_lanes
+        self.largest = 0.0
 
     def is_open(self, lane: int) -> bool:
         rows = self.lanes[lane]
@@ -106,10 +108,16 @@ class NaiveReplay:
                 self.close(lane)
         self.lanes[lane].append(row)
         if not row.has(BOUNDARY):
-            g = self.discount * self.running[lane] + row.reward
+            start = 0.0 if row.has(RESET) else self.running[lane]
+            g = self.discount * start + row.reward
             self.reward_sums.append(g)
-            self.running[lane] = 0.0 if row.has(TERMINATED) else g
+            self.running[lane] = 0.0 if row.has(TERMINATED | TRUNCATED) else g
+            endless = self.discount * self.endless[lane] + row.reward
+            self.largest = max(self.largest, abs(endless))
+            self.endless[lane] = 0.0 if row.has(TERMINATED) else endless
             self.steps.append(row)
+        else:
+            self.running[lane] = 0.0
         self.refresh(lane)
 
     def close(self, lane: int) -> None:
@@ -167,4 +175,4 @@ class NaiveReplay:
         g = self.reward_sums
         mean = math.fsum(g) / len(g)
         std = math.sqrt(math.fsum((x - mean) ** 2 for x in g) / len(g))
-        return max(std, max(abs(x) for x in g) / v_max, 1e-8)
+        return max(std, self.largest / (0.9 * v_max), 1e-8)

@@ -125,7 +125,7 @@ def test_another_format_is_no_damage(tmp_path: Path):
     manifest = tmp_path / "c" / "manifest.json"
     values = json.loads(manifest.read_text()) | {"format": 2}
     manifest.write_text(json.dumps({k: v for k, v in values.items() if k != "sha256"}))
-    with pytest.raises(FormatError, match="format 2, this version reads format 3"):
+    with pytest.raises(FormatError, match="format 2, this version reads format 4"):
         read_manifest(tmp_path / "c")
     manifest.write_text(json.dumps(values))  # its checksum says that it is of this one
     with pytest.raises(CheckpointError, match="damaged") as caught:
@@ -168,7 +168,7 @@ def test_a_manifest_cannot_point_outside(tmp_path: Path):
     manifest = tmp_path / "c" / "manifest.json"
     values = json.loads(manifest.read_text())
     values["files"] = {"../../secret": {"bytes": 1, "sha256": ""}}
-    content = json.dumps({key: values[key] for key in ("facts", "files", "shared")})
+    content = json.dumps({key: values[key] for key in ("format", "facts", "files", "shared")})
     values["sha256"] = hashlib.sha256(content.encode()).hexdigest()
     manifest.write_text(json.dumps(values))
     with pytest.raises(CheckpointError, match="secret"):

@@ -10,7 +10,6 @@ from fdql.config import Config, ConfigError, SacConfig
 from fdql.machine import resolve
 from fdql.sac.encoder import centred, encode
 from fdql.sac.kernels import CompiledLearner
-from fdql.sac.kernels_images import interleaved
 from fdql.sac.nets import (
     NetSpec,
     encoder_shapes,
@@ -21,6 +20,7 @@ from fdql.sac.nets import (
     views,
 )
 from fdql.sac.policy import Policy
+from fdql.sac.shares import Shares
 from fdql.sac.update import TorchLearner
 from learners import both_actions
 from plans import small_config, small_plan
@@ -29,6 +29,7 @@ SIDE, STACK = 36, 2
 NOTHING = np.zeros(0, dtype=np.float32)
 ONE = np.ones(1, dtype=np.float32)
 SMALL = {"critic_width": 16, "actor_width": 16, "bins": 11}
+FLOAT32 = {"image_dtype": "float32"}
 
 
 def spec_of(discrete):
@@ -72,12 +73,20 @@ def test_the_encoder_starts_orthogonal():
     assert named["encoder.g3"].min() == named["encoder.g3"].max() == 1.0
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_planes_become_pixels(channels):
-    rng = np.random.default_rng(0)
-    planes = rng.integers(0, 256, (2, channels, 5, 6), dtype=np.uint8)
-    pixels = interleaved(planes.reshape(2, -1), (channels, 5, 6))
-    np.testing.assert_array_equal(pixels, planes.transpose(0, 2, 3, 1))
+def test_planes_become_centred_pixels(channels, dtype):
+    """Every one of the 256 values, exactly, channels last in memory."""
+    planes = np.arange(256, dtype=np.uint8).repeat(channels).reshape(2, -1, channels)
+    planes = (
+        np.ascontiguousarray(planes.transpose(0, 2, 1))
+        + np.arange(channels, dtype=np.uint8)[:, None]
+    )
+    pixels = centred(planes.reshape(2, -1), (channels, 8, 16), dtype)
+    assert (pixels.shape, pixels.dtype) == ((2, channels, 8, 16), dtype)
+    assert pixels.permute(0, 2, 3, 1).is_contiguous()
+    wanted = planes.reshape(pixels.shape) - 127.5
+    np.testing.assert_array_equal(pixels.to(torch.float64), wanted)
 
 
 def naive_encode(p, pixels):
@@ -110,7 +119,7 @@ def test_features_by_the_definition(dtype, error):
     named = views(flat, value_shapes(spec))
     x = images(rng, 2)
     tensors = {k: torch.from_numpy(v) for k, v in named.items()}
-    features = encode(tensors, centred(torch.from_numpy(interleaved(x, spec.image)), dtype))
+    features = encode(tensors, centred(x, spec.image, dtype))
     wanted = [naive_encode(named, one.reshape(STACK, SIDE, SIDE)) for one in x]
     assert (features.shape, features.dtype) == ((2, 256), torch.float32)
     np.testing.assert_allclose(features, wanted, atol=error)
@@ -130,7 +139,7 @@ def test_acting_sees_what_learning_saw(discrete):
     policy = Policy(spec, flat)
     with torch.no_grad():
         tensors = {k: torch.from_numpy(v) for k, v in views(flat, policy_shapes(spec)).items()}
-        x = encode(tensors, centred(torch.from_numpy(interleaved(obs, spec.image)))).numpy()
+        x = encode(tensors, centred(obs, spec.image)).numpy()
     plain = NetSpec(obs_dim=256, action_dim=2, discrete=discrete, **SMALL)
     identity = np.concatenate([np.zeros(256), np.ones(256), flat]).astype(np.float32)
     twin = Policy(plain, identity[: size_of(policy_shapes(plain))])
@@ -188,6 +197,45 @@ def test_quantiles_of_images_are_learned(discrete):
     assert priorities[-1].mean() < priorities[0].mean()
 
 
+@both_actions
+def test_shares_of_a_batch_change_nothing(discrete):
+    """One thread and two: the same bits. Three, with rows that do not divide: rounding."""
+    spec, rng, sac = spec_of(discrete), np.random.default_rng(2), SacConfig(**SMALL, **FLOAT32)
+    obs, reward = images(rng, 32), rng.normal(0, 1, 32).astype(np.float32)
+    action = rng.integers(0, 2, 32).astype(np.int32)
+    if not discrete:
+        action = rng.uniform(-1, 1, (32, 2)).astype(np.float32)
+    after = []
+    for threads in (1, 2, 3):
+        learner = TorchLearner(spec, sac, 0.4, 0, threads=threads)
+        priorities = [learn(learner, obs, action, reward).copy() for _ in range(4)]
+        after.append((learner.params.copy(), np.array(priorities), learner.metrics()))
+    for i in range(2):
+        np.testing.assert_array_equal(after[0][i], after[1][i])
+    assert after[0][2] == after[1][2]
+    np.testing.assert_allclose(after[0][1], after[2][1], rtol=1e-3)
+    assert np.abs(after[0][0] - after[2][0]).mean() < 1e-6  # AdamW makes steps of 1e-3
+
+
+def test_a_batch_of_one_has_one_share():
+    learner = TorchLearner(spec_of(True), SacConfig(**SMALL), 0.4, 0, threads=2)
+    one = np.ones(1, np.float32)
+    learn(learner, images(np.random.default_rng(0), 1), np.zeros(1, np.int32), one)
+    assert np.isfinite(learner.params).all()
+
+
+def test_what_a_share_raises_is_raised():
+    shares = Shares(2, 2)
+    assert shares(lambda rows: (rows.start, rows.stop), 5) == [(0, 2), (2, 5)]
+
+    def fails(rows):
+        if rows.start:
+            raise ValueError("not these")
+
+    with pytest.raises(ValueError, match="not these"):
+        shares(fails, 4)
+
+
 def test_the_actor_does_not_train_the_encoder():
     """With critics that are right already, the actor's step leaves the encoder where it is."""
     spec = spec_of(False)
@@ -235,8 +283,11 @@ def test_images_get_the_numbers_that_they_need(tmp_path):
     given = Config(workers=6, ratio=16.0, sac=SacConfig(learning_rate=1e-3, pessimism=0.5))
     config = resolve(given, cores=8, env=env)
     assert (config.ratio, config.sac.learning_rate, config.sac.pessimism) == (16.0, 1e-3, 0.5)
-    assert config.engine.learner_threads == 1
-    assert resolve(Config(serial=True), cores=8, env=env).engine.learner_threads == 1
+    assert config.engine.learner_threads == 2
+    assert resolve(Config(), cores=2, step_us=500.0, env=env).engine.learner_threads == 2
+    assert resolve(Config(), cores=1, step_us=500.0, env=env).engine.learner_threads == 1
+    assert resolve(Config(), cores=64, step_us=500.0, env=env).engine.learner_threads == 8
+    assert resolve(Config(serial=True), cores=8, env=env).engine.learner_threads == 2
     with pytest.raises(ConfigError, match=r"learner = 'compiled'.*'torch' works"):
         resolve(Config(learner="compiled"), cores=2, env=env)
 

@@ -155,7 +155,7 @@ def test_counts_that_do_not_fit_are_refused(own_environments, tmp_path):
     values = json.loads(manifest.read_text())
     for name, says in (("env_steps", "its replay is of 300 steps"), ("updates", "made 300 upd")):
         changed = values | {"facts": values["facts"] | {name: 200}}
-        content = {key: changed[key] for key in ("facts", "files", "shared")}
+        content = {key: changed[key] for key in ("format", "facts", "files", "shared")}
         changed["sha256"] = hashlib.sha256(json.dumps(content).encode()).hexdigest()
         manifest.write_text(json.dumps(changed))
         result = go_on(replace(config, total_timesteps=400), tmp_path / "run")

@@ -29,9 +29,9 @@ from fdql.checkpoint import (
     temporary,
 )
 
-# 1: the learner's state alone; 2: the manifest had no checksum of its own. The checksum of the next
-# one must cover this number too: see read_manifest.
-FORMAT = 3
+# 1: the learner's state alone; 2: the manifest had no checksum of its own; 3: that did not cover
+# this number, and a lane had one reward sum.
+FORMAT = 4
 MANIFEST = "manifest.json"
 ROWS = "rows"
 
@@ -108,8 +108,8 @@ def _listed(parts: Mapping[str, Part]) -> dict[str, Any]:
 
 
 def _digest(content: Mapping[str, Any]) -> str:
-    """Of the text that the content is as JSON: the same before it was written and after."""
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    """Of the text that format and content are as JSON: the same before it was written and after."""
+    return hashlib.sha256(json.dumps({"format": FORMAT} | dict(content)).encode()).hexdigest()
 
 
 def read_manifest(folder: Path) -> Manifest:

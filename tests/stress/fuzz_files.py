@@ -199,7 +199,7 @@ class Target:
             for part in ("files", "shared"):
                 if file.name in values.get(part, ()):
                     values[part][file.name] = entry
-            content = {k: values[k] for k in ("facts", "files", "shared") if k in values}
+            content = {k: values[k] for k in ("format", "facts", "files", "shared") if k in values}
             values["sha256"] = hashlib.sha256(json.dumps(content).encode()).hexdigest()
             manifest.write_bytes(json.dumps(values).encode("utf-8", "surrogatepass"))
 

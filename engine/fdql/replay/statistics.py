@@ -13,19 +13,23 @@ import numpy as np
 from fdql.kernel_cache import njit
 from fdql.replay.lanes import F32, U8, U16, Obs
 from fdql.replay.sum_tree import F64
-from fdql.shm.chunk import BOUNDARY, TERMINATED, ChunkViews, RowShape
+from fdql.shm.chunk import BOUNDARY, RESET, TERMINATED, TRUNCATED, ChunkViews, RowShape
 
 # Words of the reward sums g <- discount * g + reward over all steps of all lanes (Welford 1962).
 COUNT = 0
 MEAN = 1
 SQUARES = 2  # sum of squared deviations from the mean
-LARGEST = 3  # largest |g|
+LARGEST = 3  # largest |g| of the sums that look past time limits
 SUM_WORDS = 4
+EPISODE, ENDLESS = 0, 1  # the two sums of a lane
 
 START_COUNT = 1e-12  # weight of the initial mean 0 and variance 1: any chunk outweighs it
 # Deviations below 1e-6 of the mean are float32's rounding, those below 1e-8 nothing.
 RELATIVE_VARIANCE, SMALLEST_VARIANCE = 1e-12, 1e-16
 SMALLEST_SCALE = 1e-8
+# Share of the critics' support that the largest sum may take: a distribution at its very end is
+# cut, its mean falls short, and every bootstrap would repeat that.
+HEADROOM = 0.9
 
 
 @njit()
@@ -35,9 +39,9 @@ def observe_rows(
 ) -> None:  # fmt: skip
     """Take the steps among rows 0..n_rows of a chunk into the statistics. No allocation.
 
-    running    (lanes,) float64, discounted reward sum of each lane since its last termination:
-               values look past a time limit, so a sum that ended there would make them too large
-    sums       (4,)     float64, COUNT, MEAN, SQUARES, LARGEST of all values that `running` took
+    running    (lanes, 2) float64, discounted reward sums of each lane: EPISODE's since its begin;
+               ENDLESS since the last termination, past time limits, as values are
+    sums       (4,)     float64, COUNT, MEAN, SQUARES of all the first, LARGEST of the second
     moments    (5, O)   float64, mean, variance, count in [2, 0], two rows of scratch (Chan 1979)
     obs_mean   (O,)     float32, written: mean
     obs_scale  (O,)     float32, written: 1 / sqrt(variance + 1e-12 mean**2 + 1e-16)
@@ -52,15 +56,19 @@ def observe_rows(
     n = 0
     for r in range(n_rows):
         at = first_lane + int(lane[r])
+        if flags[r] & (BOUNDARY | RESET):
+            running[at, EPISODE] = 0.0
         if flags[r] & BOUNDARY:
             continue
-        g = discount * running[at] + reward[r]
-        running[at] = 0.0 if flags[r] & TERMINATED else g
+        g = discount * running[at, EPISODE] + reward[r]
+        endless = discount * running[at, ENDLESS] + reward[r]
+        running[at, EPISODE] = 0.0 if flags[r] & (TERMINATED | TRUNCATED) else g
+        running[at, ENDLESS] = 0.0 if flags[r] & TERMINATED else endless
         sums[COUNT] += 1.0
         off = g - sums[MEAN]
         sums[MEAN] += off / sums[COUNT]
         sums[SQUARES] += off * (g - sums[MEAN])
-        sums[LARGEST] = max(sums[LARGEST], abs(g))
+        sums[LARGEST] = max(sums[LARGEST], abs(endless))
         n += 1
         for k in range(width):
             mean[k] += obs[r, k]
@@ -99,7 +107,7 @@ class Statistics:
         width = 0 if shape.pixels else shape.obs_dim
         self.discount = discount
         self.v_max = v_max
-        self.running: F64 = np.zeros(n_lanes, dtype=np.float64)
+        self.running: F64 = np.zeros((n_lanes, 2), dtype=np.float64)
         self.sums: F64 = np.zeros(SUM_WORDS, dtype=np.float64)
         self.moments: F64 = np.zeros((5, width), dtype=np.float64)
         self.moments[1] = 1.0
@@ -116,10 +124,10 @@ class Statistics:
         )  # fmt: skip
 
     def rescale(self) -> None:
-        """reward_scale = max(std of the reward sums, largest |sum| / v_max, 1e-8).
+        """reward_scale = max(std of the reward sums, largest |sum| / (HEADROOM v_max), 1e-8).
 
         Sums of scaled rewards then have deviation <= 1 and stay within the critics' support.
         """
         count, _, squares, largest = (float(x) for x in self.sums)
         std = math.sqrt(squares / count) if count else 0.0
-        self.reward_scale = max(std, largest / self.v_max, SMALLEST_SCALE)
+        self.reward_scale = max(std, largest / (HEADROOM * self.v_max), SMALLEST_SCALE)

@@ -1,13 +1,11 @@
-"""AdamW on a flat vector, the gradient clip before it, Adam on a number. Stage 5 of 8, `update`."""
+"""AdamW on a flat vector, and the gradient clip before it. Stage 5 of 8, `update`."""
 
 from __future__ import annotations
-
-import math
 
 import torch
 from torch import Tensor
 
-from fdql.sac.learner import ADAM_BETA1, ADAM_BETA2, ADAM_EPS, CLIP_EPS, F64
+from fdql.sac.learner import ADAM_BETA1, ADAM_BETA2, ADAM_EPS, CLIP_EPS
 
 
 def clip_gradient(gradient: Tensor, clip: float) -> float:
@@ -30,14 +28,3 @@ def adamw_step(
     second.mul_(ADAM_BETA2).addcmul_(gradient, gradient, value=1.0 - ADAM_BETA2)
     root = second.sqrt().mul_((1.0 - ADAM_BETA2**step) ** -0.5).add_(ADAM_EPS)
     params.addcdiv_(first, root, value=-rate / (1.0 - ADAM_BETA1**step))
-
-
-def adam_scalar_step(moments: F64, gradient: float, rate: float, step: int) -> float:
-    """Adam (Kingma 2015, algorithm 1) on one number: its change, `step` counted from 1.
-
-    moments (2,) float64, updated in place.
-    """
-    moments[0] += (1.0 - ADAM_BETA1) * (gradient - moments[0])
-    moments[1] += (1.0 - ADAM_BETA2) * (gradient * gradient - moments[1])
-    root = math.sqrt(moments[1] / (1.0 - ADAM_BETA2**step)) + ADAM_EPS
-    return -rate / (1.0 - ADAM_BETA1**step) * float(moments[0]) / root

@@ -14,52 +14,20 @@ import math
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fdql.config import SacConfig
+from fdql.sac.base import BaseLearner
 from fdql.sac.jit import two_threads
 from fdql.sac.kernels_continuous import Actor, update_continuous
 from fdql.sac.kernels_critic import Critics, Rates, with_threads
 from fdql.sac.kernels_discrete import Discrete, update_discrete
-from fdql.sac.learner import (
-    ADAM_BETA1,
-    ADAM_BETA2,
-    ADAM_EPS,
-    F64,
-    I32,
-    LN_TEMPERATURE_MAX,
-    SOLVE_EVERY,
-    SOLVE_RATE,
-    SOLVE_WHOLE,
-    U8,
-    Averages,
-    NotFiniteError,
-    check_batch,
-    check_state,
-    error_unit,
-    fill_snapshot,
-    pack_generator,
-    target_entropy,
-    unpack_generator,
-)
-from fdql.sac.nets import (
-    F32,
-    HEADS,
-    NetSpec,
-    actor_shapes,
-    critic_shapes,
-    initialise,
-    is_matrix,
-    output_support,
-    size_of,
-    views,
-)
+from fdql.sac.learner import F64, I32, U8, check_batch, error_unit, target_entropy
+from fdql.sac.nets import F32, HEADS, NetSpec, output_support
 
-Array = NDArray[np.generic]
 _WINDOW_SIGMAS = 6.0  # half width of the bins computed around a target; the mass beyond is 2e-9
 
 
-class CompiledLearner:
+class CompiledLearner(BaseLearner):
     """Implements `learner.Learner`. Memory is laid out at the first update, for its batch size.
 
     threads   at most this many, 1 or 2: the two critics side by side; the same numbers bit for bit
@@ -77,22 +45,8 @@ class CompiledLearner:
         self.thread_counts = tuple(range(1, threads + 1))
         if threads == 2:
             two_threads()
-        self.spec = spec
-        self.config = config
-        self._rng = np.random.default_rng(seed)
-        self.params: F32 = initialise(spec, self._rng)
-        self._split = size_of(critic_shapes(spec))  # critics before it, actor after it
-        self.target: F32 = self.params[: self._split].copy()
-        self.moments: F32 = np.zeros((2, len(self.params)), dtype=np.float32)
-        self.ln_temperature = math.log(config.init_temperature)
-        self._temperature_moments = np.zeros(2)
-        self.updates = 0
-        self._averages = Averages(spec.discrete)
+        super().__init__(spec, config, seed)
         self._gradient: F32 = np.zeros_like(self.params)
-        self._keep: F32 = np.ones_like(self.params)
-        for name, part in views(self._keep, critic_shapes(spec) | actor_shapes(spec)).items():
-            if is_matrix(name):
-                part[...] = 1.0 - config.step_size * config.weight_decay
         self._rates = Rates(
             learning_rate=config.step_size,
             gradient_clip=config.gradient_clip,
@@ -141,16 +95,15 @@ class CompiledLearner:
         self.updates += 1
 
     def _update_discrete(self, batch: tuple[Any, ...]) -> None:
-        solve = self.updates % SOLVE_EVERY == 0
         entropy, root, clipped, loss, norm, value, error = update_discrete(
             self._critics[self.threads], self._discrete[self.threads], self._rates,
             math.exp(self.ln_temperature),
-            target_entropy(self.spec, self.config), solve, self.updates + 1, *batch,
+            target_entropy(self.spec, self.config), self._solve, self.updates + 1, *batch,
         )  # fmt: skip
         self._averages.add("entropy", entropy)
-        if solve:
-            rate = 1.0 if self.updates <= SOLVE_WHOLE else SOLVE_RATE
-            self.ln_temperature += rate * (root - self.ln_temperature)
+        if self._solve:
+            self._solved(root)
+        self._check_norm("critic", norm, loss)
         self._after_critics(clipped, loss, norm, value, error)
 
     def _update_continuous(self, batch: tuple[Any, ...]) -> None:
@@ -163,75 +116,11 @@ class CompiledLearner:
             self._critics[self.threads], self._actor, self._rates, math.exp(self.ln_temperature),
             self.updates + 1, actor_step, next_noise, noise, *batch,
         )  # fmt: skip
+        self._check_norm("critic", norm, loss)
         self._after_critics(clipped, loss, norm, value, error)
         if actor_step:
             self._check_norm("actor", actor_norm, actor_loss)
-            goal = target_entropy(self.spec, self.config, self.updates)
-            self._temperature_step(entropy - goal, actor_step)
-            self._averages.add("actor_loss", actor_loss)
-            self._averages.add("actor_grad_norm", actor_norm)
-            self._averages.add("entropy", entropy)
-            self._averages.add("action_std", std)
-
-    def _after_critics(
-        self, clipped: float, loss: float, norm: float, value: float, error: float
-    ) -> None:
-        self._check_norm("critic", norm, loss)
-        self._averages.add("critic_loss", loss)
-        self._averages.add("critic_grad_norm", norm)
-        self._averages.add("q_mean", value)
-        self._averages.add("td_error", error)
-        self._averages.add("clipped_targets", clipped)
-
-    def _check_norm(self, what: str, norm: float, loss: float) -> None:
-        if not math.isfinite(norm):
-            at = f"at update {self.updates}, loss {loss}"
-            raise NotFiniteError(f"{what} gradient norm is {norm} {at}")
-
-    def _temperature_step(self, gradient: float, step: int) -> None:
-        """Adam on ln temperature, then back into [min_temperature, 1]."""
-        m = self._temperature_moments
-        m[0] += (1.0 - ADAM_BETA1) * (gradient - m[0])
-        m[1] += (1.0 - ADAM_BETA2) * (gradient * gradient - m[1])
-        root = math.sqrt(m[1] / (1.0 - ADAM_BETA2**step)) + ADAM_EPS
-        rate = self.config.temperature_learning_rate / (1.0 - ADAM_BETA1**step)
-        moved = self.ln_temperature - rate * float(m[0]) / root
-        self.ln_temperature = min(max(moved, self._rates.ln_min_temperature), LN_TEMPERATURE_MAX)
-
-    def snapshot(self, out: F32, obs_mean: F32, obs_scale: F32, reward_scale: F32) -> None:
-        """See `learner.Learner.snapshot`."""
-        statistics = (obs_mean, obs_scale, reward_scale)
-        fill_snapshot(self.spec, self.params, self.ln_temperature, *statistics, out)
-
-    def metrics(self) -> dict[str, float]:
-        """See `learner.Learner.metrics`."""
-        goal = target_entropy(self.spec, self.config, self.updates)
-        now = {"temperature": math.exp(self.ln_temperature), "target_entropy": goal}
-        return self._averages.as_dict() | now
-
-    def state(self) -> dict[str, Array]:
-        """See `learner.Learner.state`."""
-        return {
-            "params": self.params.copy(),
-            "target": self.target.copy(),
-            "moments": self.moments.copy(),
-            "temperature": np.array([self.ln_temperature, *self._temperature_moments]),
-            "updates": np.array([self.updates], dtype=np.int64),
-            "generator": pack_generator(self._rng),
-            "averages": self._averages.values.copy(),
-        }
-
-    def load_state(self, state: dict[str, Array]) -> None:
-        """See `learner.Learner.load_state`."""
-        check_state(self.state(), state)
-        np.copyto(self.params, state["params"])
-        np.copyto(self.target, state["target"])
-        np.copyto(self.moments, state["moments"])
-        np.copyto(self._averages.values, state["averages"])
-        np.copyto(self._temperature_moments, state["temperature"][1:])
-        self.ln_temperature = float(state["temperature"][0])
-        self.updates = int(state["updates"][0])
-        self._rng = unpack_generator(state["generator"])
+            self._after_actor(actor_loss, actor_norm, entropy, std)
 
     def _allocate(self, rows: int) -> None:
         """Working memory for batches of `rows`. Nothing in it outlives an update."""
@@ -240,7 +129,7 @@ class CompiledLearner:
         critics = Critics(
             **_head(s, self.config, rows, actions),
             params=self.params[:split], target=self.target, grad=self._gradient[:split],
-            m=self.moments[0, :split], v=self.moments[1, :split], keep=self._keep[:split],
+            m=self.moments[0, :split], v=self.moments[1, :split], keep=self._decay[:split],
             **_activations(t, rows, w),
             outputs=_f32(*t, rows, s.bins), columns=_f32(*t, w, s.bins),
             y=_f32(rows), q=_f32(2, rows), loss=np.zeros(2),
@@ -258,7 +147,7 @@ class CompiledLearner:
             self._discrete = dict(by_threads)
         else:
             self._actor = Actor(
-                params=self.params[split:], grad=self._gradient[split:], keep=self._keep[split:],
+                params=self.params[split:], grad=self._gradient[split:], keep=self._decay[split:],
                 m=self.moments[0, split:], v=self.moments[1, split:],
                 **_activations((), rows, s.actor_width),
                 s=_f32(rows, s.obs_dim), next_s=_f32(rows, s.obs_dim), x=_f32(rows, s.critic_in),

@@ -28,7 +28,7 @@ class Shares:
     def __call__(self, work: Callable[[slice], T], rows: int) -> list[T]:
         """work(first:stop) of each share of 0..rows, in their order. Raises what a call raises."""
         cuts = [rows * i // self.count for i in range(self.count + 1)]
-        shares = [slice(first, stop) for first, stop in pairwise(cuts)]
+        shares = [slice(first, stop) for first, stop in pairwise(cuts) if first < stop]
         if self._pool is None:
             return [work(share) for share in shares]
         others = [self._pool.submit(work, share) for share in shares[1:]]

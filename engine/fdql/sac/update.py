@@ -19,38 +19,12 @@ from torch import Tensor
 
 from fdql.config import SacConfig
 from fdql.sac import encoder, heads
-from fdql.sac.adamw import adam_scalar_step, adamw_step, clip_gradient
+from fdql.sac.adamw import adamw_step, clip_gradient
+from fdql.sac.base import BaseLearner
 from fdql.sac.critic_heads import critic_head
 from fdql.sac.forward import Params, actor_moments, critic_outputs
-from fdql.sac.learner import (
-    F64,
-    I32,
-    LN_TEMPERATURE_MAX,
-    SOLVE_EVERY,
-    SOLVE_RATE,
-    SOLVE_WHOLE,
-    U8,
-    Averages,
-    NotFiniteError,
-    check_batch,
-    check_state,
-    error_unit,
-    fill_snapshot,
-    pack_generator,
-    target_entropy,
-    unpack_generator,
-)
-from fdql.sac.nets import (
-    F32,
-    NetSpec,
-    actor_shapes,
-    all_shapes,
-    initialise,
-    is_matrix,
-    size_of,
-    value_shapes,
-    views,
-)
+from fdql.sac.learner import F64, I32, U8, check_batch, error_unit, target_entropy
+from fdql.sac.nets import F32, NetSpec, actor_shapes, all_shapes, value_shapes, views
 from fdql.sac.shares import Shares
 
 SHARES = 2  # of a batch of images, at least, so that one thread and two give the same sums
@@ -72,48 +46,33 @@ class Share(NamedTuple):
     rows: tuple[Tensor, ...]
 
 
-class TorchLearner:
+class TorchLearner(BaseLearner):
     """Implements `learner.Learner`; every parameter is a torch view on the vector `params`."""
 
     def __init__(
         self, spec: NetSpec, config: SacConfig, priority_exponent: float, seed: int,
         device: str = "cpu", threads: int = 1,
     ) -> None:  # fmt: skip
+        super().__init__(spec, config, seed)
         self.threads = threads
         self.thread_counts: tuple[int, ...] = (threads,)
         shared = spec.image is not None and device == "cpu"
-        torch.set_num_threads(1 if shared else threads)  # sums depend on their number
+        torch.set_num_threads(1 if shared else threads)
         self._shares = Shares(max(SHARES, threads) if shared else 1, threads)
         if spec.image is not None:
             encoder.keep_freed_memory()
-        self.spec = spec
         self._device = torch.device(device)
         self._image_dtype = encoder.image_dtype(config.image_dtype, device)
-        self.config = config
         self._exponent = priority_exponent
-        self._rng = np.random.default_rng(seed)
-        self.params = initialise(spec, self._rng)
-        self._split = size_of(value_shapes(spec))  # critics and encoder before it, actor after it
-        self.target = self.params[: self._split].copy()
-        self.moments = np.zeros((2, len(self.params)), dtype=np.float32)
-        self.ln_temperature = math.log(config.init_temperature)
-        self._temperature_moments = np.zeros(2)
-        self.updates = 0
-        self._averages = Averages(spec.discrete)
         self._head = critic_head(spec, config, self._device)
         self._unit = error_unit(spec, config)
-        shapes = all_shapes(spec)
-        keep = np.ones_like(self.params)
-        for name, part in views(keep, shapes).items():
-            if is_matrix(name):
-                part[...] = 1.0 - config.step_size * config.weight_decay
         # On the CPU these share the arrays' memory; elsewhere _pull and _push copy.
-        self._keep = self._tensor(keep)
+        self._keep = self._tensor(self._decay)
         self._flat = self._tensor(self.params)
         self._flat_target = self._tensor(self.target)
         self._flat_moments = self._tensor(self.moments)
         # The same bytes twice: leaves that collect a gradient, frozen views that record nothing.
-        frozen = views(self._flat, shapes)
+        frozen = views(self._flat, all_shapes(spec))
         leaves = {k: v.detach().requires_grad_() for k, v in frozen.items()}
         self._critic = {k: v for k, v in leaves.items() if k in value_shapes(spec)}
         self._actor = {k: v for k, v in leaves.items() if k in actor_shapes(spec)}
@@ -169,14 +128,13 @@ class TorchLearner:
         error = target - q
         priority = heads.lap_priority(error, self._unit, self._exponent)
         priority_out[:] = priority.cpu().numpy()
-        self._averages.add("critic_loss", loss)
-        self._averages.add("critic_grad_norm", norm)
-        self._averages.add("q_mean", q.mean().item())
-        self._averages.add("td_error", error.abs().mean().item())
-        self._averages.add("clipped_targets", sum(share.clipped for share in shares))
+        clipped = sum(share.clipped for share in shares)
+        self._after_critics(clipped, loss, norm, q.mean().item(), error.abs().mean().item())
         if self.spec.discrete:
             self._averages.add("entropy", entropy.mean().item())
-            self._solve_temperature(next_q)
+            if self._solve:
+                goal = target_entropy(self.spec, self.config)
+                self._solved(heads.temperature_root(next_q, goal, self.config.min_temperature))
         elif self.updates % self.config.policy_delay == 0:
             self._actor_step(x, temperature)
         self._flat_target.lerp_(self._flat[: self._split], self.config.target_rate)
@@ -190,7 +148,7 @@ class TorchLearner:
         with torch.no_grad():
             online_x = self._features(self._frozen, next_inputs)
             slow_x = self._features(self._frozen_target, next_inputs)
-            if noise is None:
+            if noise is None:  # policy from the online critics, values from the targets (double Q)
                 next_q = self._head.value(self._action_outputs(self._frozen, online_x)).mean(0)
                 ln_policy = heads.boltzmann_policy(next_q, temperature)
                 policy, surprise = ln_policy.exp(), heads.policy_entropy(ln_policy)
@@ -237,14 +195,6 @@ class TorchLearner:
         surprise = -heads.squashed_normal_ln_density(pre_tanh, noise, ln_std)
         return torch.ones_like(surprise)[:, None], surprise, outputs
 
-    def _solve_temperature(self, next_q: Tensor) -> None:
-        """Every SOLVE_EVERY updates that of the next one moves towards its root; next_q (B, A)."""
-        if self.updates % SOLVE_EVERY == 0:
-            goal = target_entropy(self.spec, self.config)
-            root = heads.temperature_root(next_q, goal, self.config.min_temperature)
-            rate = 1.0 if self.updates <= SOLVE_WHOLE else SOLVE_RATE
-            self.ln_temperature += rate * (root - self.ln_temperature)
-
     def _action_outputs(self, critic: Params, x: Tensor) -> Tensor:
         """What both critics say of every discrete action, (2, B, A, K)."""
         return critic_outputs(critic, x).view(2, len(x), self.spec.action_dim, self.spec.bins)
@@ -261,14 +211,7 @@ class TorchLearner:
         loss = heads.actor_loss(ln_density, q, temperature)
         gradient = self._gradient(loss, self._actor)
         norm = self._step("actor", gradient, loss.item(), slice(self._split, None), step)
-
-        entropy = -ln_density.mean().item()
-        goal = target_entropy(self.spec, self.config, self.updates)
-        self._temperature_step(entropy - goal, step)
-        self._averages.add("actor_loss", loss.item())
-        self._averages.add("actor_grad_norm", norm)
-        self._averages.add("entropy", entropy)
-        self._averages.add("action_std", std.mean().item())
+        self._after_actor(loss.item(), norm, -ln_density.mean().item(), std.mean().item())
 
     def _gradient(self, loss: Tensor, leaves: Params) -> Tensor:
         """Of the loss, (leaves' sizes together,)."""
@@ -278,60 +221,12 @@ class TorchLearner:
     def _step(self, what: str, gradient: Tensor, loss: float, part: slice, step: int) -> float:
         """Clip, apply AdamW to one network; returns the norm before the clip."""
         norm = clip_gradient(gradient, self.config.gradient_clip)
-        if not math.isfinite(norm):
-            where = f"at update {self.updates}, loss {loss}"
-            raise NotFiniteError(f"{what} gradient norm is {norm} {where}")
+        self._check_norm(what, norm, loss)
         moments, keep = self._flat_moments[:, part], self._keep[part]
         adamw_step(self._flat[part], gradient, moments, keep, self.config.step_size, step)
         return norm
-
-    def _temperature_step(self, gradient: float, step: int) -> None:
-        """Adam on ln temperature, then back into [min_temperature, 1]."""
-        moved = self.ln_temperature + adam_scalar_step(
-            self._temperature_moments, gradient, self.config.temperature_learning_rate, step
-        )
-        low = math.log(self.config.min_temperature)
-        self.ln_temperature = min(max(moved, low), LN_TEMPERATURE_MAX)
 
     def _noise(self, n: int) -> Tensor:
         """(n, A) standard normal."""
         shape = (n, self.spec.action_dim)
         return self._tensor(self._rng.standard_normal(shape, dtype=np.float32))
-
-    def snapshot(self, out: F32, obs_mean: F32, obs_scale: F32, reward_scale: F32) -> None:
-        """See `learner.Learner.snapshot`."""
-        self._pull()
-        statistics = (obs_mean, obs_scale, reward_scale)
-        fill_snapshot(self.spec, self.params, self.ln_temperature, *statistics, out)
-
-    def metrics(self) -> dict[str, float]:
-        """See `learner.Learner.metrics`."""
-        goal = target_entropy(self.spec, self.config, self.updates)
-        now = {"temperature": math.exp(self.ln_temperature), "target_entropy": goal}
-        return self._averages.as_dict() | now
-
-    def state(self) -> dict[str, NDArray[np.generic]]:
-        """See `learner.Learner.state`."""
-        self._pull()
-        return {
-            "params": self.params.copy(),
-            "target": self.target.copy(),
-            "moments": self.moments.copy(),
-            "temperature": np.array([self.ln_temperature, *self._temperature_moments]),
-            "updates": np.array([self.updates], dtype=np.int64),
-            "generator": pack_generator(self._rng),
-            "averages": self._averages.values.copy(),
-        }
-
-    def load_state(self, state: dict[str, NDArray[np.generic]]) -> None:
-        """See `learner.Learner.load_state`."""
-        check_state(self.state(), state)
-        np.copyto(self.params, state["params"])
-        np.copyto(self.target, state["target"])
-        np.copyto(self.moments, state["moments"])
-        self._push()
-        np.copyto(self._averages.values, state["averages"])
-        np.copyto(self._temperature_moments, state["temperature"][1:])
-        self.ln_temperature = float(state["temperature"][0])
-        self.updates = int(state["updates"][0])
-        self._rng = unpack_generator(state["generator"])
