@@ -43,6 +43,17 @@ def test_a_stop_changes_no_bit(tmp_path, monkeypatch, env):
         assert metrics(folder) == metrics(tmp_path / "whole")
 
 
+def test_a_finished_run_is_not_evaluated_again(tmp_path):
+    config = small_config("CartPole-v1", total_timesteps=1200, serial=True)
+    run(config, tmp_path / "run")
+    before = metrics(tmp_path / "run")
+    result = go_on(config, tmp_path / "run")
+    assert (result.exit_reason, result.summary["env_steps"]) == ("total_timesteps", 1200)
+    assert [r for r in metrics(tmp_path / "run") if "eval/updates" in r] == [
+        r for r in before if "eval/updates" in r
+    ]
+
+
 def test_an_environment_that_does_not_repeat_begins_anew(own_environments, tmp_path, monkeypatch):
     """Counting's episodes are numbered by the instance: no seed brings them back."""
     config = small_config("own_envs:Counting", total_timesteps=600, serial=True)

@@ -143,11 +143,11 @@ class Lockstep:
             report.event({"event": "episodes", "returns": done.returns, "lengths": done.lengths})
         steps = loader.replay.steps
         finished = loader.governor.complete(steps, trainer.updates, loader.replay.size)
-        if trainer.updates and (finished or steps >= evaluator.next_steps):
+        before = evaluator.next_steps, evaluator.version
+        if trainer.updates > evaluator.version and (finished or steps >= evaluator.next_steps):
             trainer.publish()
-            before = evaluator.next_steps
             if evaluator.evaluate(self._goes_on) is None:
-                evaluator.next_steps = before
+                evaluator.next_steps, evaluator.version = before
                 return "interrupted"
         if steps >= self.next_metrics:
             self.next_metrics += METRICS_STEPS
@@ -181,6 +181,7 @@ class Lockstep:
             "episodes": episodes,
             "finished": [finished.returns, finished.lengths],
             "next_evaluation": self.evaluator.next_steps,
+            "evaluated": self.evaluator.version,
             "next_metrics": self.next_metrics,
             "report": self.report.state(),
         }
@@ -219,6 +220,7 @@ class Lockstep:
         returns, lengths = saved["finished"]
         self.worker.finished.returns[:], self.worker.finished.lengths[:] = returns, lengths
         self.evaluator.next_steps = int(saved["next_evaluation"])
+        self.evaluator.version = int(saved["evaluated"])
         self.next_metrics = int(saved["next_metrics"])
         self.report.load_state(saved["report"])
         cut = repeat(self.worker, self.loader.replay, arrays, saved["episodes"])
