@@ -375,7 +375,8 @@ class EngineConfig:
     """... or seconds (asynchronous mode only)."""
     learner_threads: int | None = None
     """Threads of the learner; the compiled one has at most 2, one for each critic, and takes one or
-    two as updates are faster at the moment; None: from the cores and the environment's step.
+    two as updates are faster at the moment; of images one for each share of a batch, at least 2
+    shares; None: from the cores and the environment's step.
     """
     spin_us: float = 0.0
     """Microseconds that workers and inference look for a message before they sleep. On two cores 50
