@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fdql.proc.evaluator import evaluator_main
+from fdql.proc.evaluator import evaluator_main, rest_seconds
 from fdql.proc.memory import BELL_EVALUATOR, STOP, RunMemory
 from plans import small_plan
 
@@ -45,3 +45,11 @@ def test_a_stop_just_before_the_sleep_is_seen_at_once(
     assert bell.slept == 0
     del bell.bell
     memory.close()
+
+
+def test_how_long_evaluation_rests():
+    """The first 10 seconds on a core are free; 12 of them, a fifth of the time: 10 seconds in all."""
+    assert rest_seconds(12.0, 0.2, 0.0) == 10.0
+    assert rest_seconds(12.0, 0.2, 9.0) == 1.0
+    assert rest_seconds(9.9, 0.2, 0.0) < 0
+    assert rest_seconds(110.0, 1.0, 100.0) == 0

@@ -497,7 +497,7 @@ class EvalConfig:
     every_steps: int = 1000
     """Environment steps between two evaluations, at least."""
     share: float = 0.2
-    """Largest share of the wall time that evaluation takes, beyond its first 10 seconds (not in
+    """Largest share of one core's time that evaluation takes, beyond its first 10 seconds (not in
     serial mode).
     """
     longest_episode: int = 27_000

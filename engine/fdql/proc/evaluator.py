@@ -37,6 +37,14 @@ SLICE_NS = 100_000_000  # longest wait between two looks at the stop word
 HEAD_START_SECONDS = 10.0  # of evaluation before eval.share counts: quick solutions show at once
 
 
+def rest_seconds(spent: float, share: float, elapsed: float) -> float:
+    """Seconds until evaluation may go on, after `spent` seconds on a core within `elapsed`.
+
+    Time on a core is what it takes from training; one that waits for its turn takes nothing.
+    """
+    return (spent - HEAD_START_SECONDS) / share - elapsed
+
+
 class Evaluator:
     """The loop body: `due` says when, `evaluate` plays and reports. Used by serial mode too."""
 
@@ -148,11 +156,11 @@ def evaluator_main(memory: RunMemory, events: Events) -> int:
     began, spent = time.monotonic(), 0.0
     while control.stop < LAST:
         record.heartbeat(Stage.WAIT)
-        t0 = time.monotonic()
-        rest = (spent - HEAD_START_SECONDS) / share - (t0 - began)
+        rest = rest_seconds(spent, share, time.monotonic() - began)
         if rest <= 0 and evaluator.due():
+            before = time.process_time()
             evaluator.evaluate(goes_on)
-            spent += time.monotonic() - t0
+            spent += time.process_time() - before
         else:
             ticket = bell.arm()
             # The stop word too: a stop since the loop's look has rung before the ticket was taken.
