@@ -48,7 +48,7 @@ def test_a_stop_just_before_the_sleep_is_seen_at_once(
 
 
 def test_how_long_evaluation_rests():
-    """The first 10 seconds on a core are free; 12 of them, a fifth of the time: 10 seconds in all."""
+    """10 seconds on a core are free; 12, at a fifth of the time: 10 seconds in all."""
     assert rest_seconds(12.0, 0.2, 0.0) == 10.0
     assert rest_seconds(12.0, 0.2, 9.0) == 1.0
     assert rest_seconds(9.9, 0.2, 0.0) < 0
