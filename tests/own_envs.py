@@ -334,6 +334,14 @@ class GreyFirst(Picture):
     places = True
 
 
+class Matrix(Counting):
+    """Numbers in rows and columns, and no image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.observation_space = gym.spaces.Box(-1, 1, (40, 64), np.float32)
+
+
 class Dark(Picture):
     """Planes of zeros and ones."""
 

@@ -83,6 +83,13 @@ def test_facts_of_known_environments():
         assert EnvSpec.from_dict(spec.to_dict()) == spec
 
 
+def test_a_matrix_of_numbers_is_a_vector(own_environments):
+    made = make_env("own_envs:Matrix")
+    spec = describe("own_envs:Matrix", made)
+    assert (spec.image, spec.stack, spec.obs_dim) == (None, 1, 2560)
+    made.close()
+
+
 def test_a_factory_is_solved_when_its_user_says_so(own_environments):
     made = make_env("own_envs:shaped")
     assert made.spec.reward_threshold == -110.0

@@ -16,7 +16,7 @@ import sys
 import sysconfig
 import time
 from collections import deque
-from typing import Any
+from typing import Any, BinaryIO
 
 from fdql.apart import REPORT_BYTES, Lines, signal_name
 from fdql.kernel_cache import cache_folder
@@ -55,13 +55,16 @@ def _import_path() -> list[str]:
     return [p or os.getcwd() for p in sys.path if p not in usual and not p.startswith(library)]
 
 
-def _file_of(text: str) -> int:
-    """Descriptor of an anonymous file that holds `text`, to be read from its beginning."""
-    fd = os.memfd_create("plan")
-    with open(fd, "w", encoding="utf-8", closefd=False) as file:
-        file.write(text)
-    os.lseek(fd, 0, os.SEEK_SET)
-    return fd
+def _file_of(text: str) -> BinaryIO:
+    """An anonymous file that holds `text`, to be read from its beginning."""
+    file = open(os.memfd_create("plan"), "w+b")  # noqa: SIM115  (the caller's)
+    try:
+        file.write(text.encode())
+        file.seek(0)
+    except BaseException:
+        file.close()
+        raise
+    return file
 
 
 class Child:
@@ -86,34 +89,34 @@ class Child:
         self.ready_at = 0.0  # time.monotonic of that
         self.output: deque[str] = deque(maxlen=OUTPUT_LINES)
         self.printed = 0  # bytes, of this process
-        events_r, events_w = os.pipe()
-        output_r, output_w = os.pipe()
-        plan_fd = _file_of(plan)
-        try:
-            self.process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    module,
-                    str(fd),
-                    str(events_w),
-                    str(os.getpid()),
-                    *words,
-                ],
-                pass_fds=(fd, events_w),
-                stdin=plan_fd,
-                stdout=output_w,
-                stderr=output_w,
-                env=child_environment(kernel_threads),
-                process_group=0,  # Ctrl-C in the terminal reaches the supervisor alone
-            )
-        except BaseException:
-            os.close(events_r)
-            os.close(output_r)
-            raise
-        finally:
-            for end in (plan_fd, events_w, output_w):
-                os.close(end)
+        with _file_of(plan) as plan_file:
+            events_r, events_w = os.pipe()
+            output_r, output_w = os.pipe()
+            try:
+                self.process = subprocess.Popen(
+                    [
+                        sys.executable,
+                        "-m",
+                        module,
+                        str(fd),
+                        str(events_w),
+                        str(os.getpid()),
+                        *words,
+                    ],
+                    pass_fds=(fd, events_w),
+                    stdin=plan_file,
+                    stdout=output_w,
+                    stderr=output_w,
+                    env=child_environment(kernel_threads),
+                    process_group=0,  # Ctrl-C in the terminal reaches the supervisor alone
+                )
+            except BaseException:
+                os.close(events_r)
+                os.close(output_r)
+                raise
+            finally:
+                os.close(events_w)
+                os.close(output_w)
         self.events, self.prints = Lines(events_r, REPORT_BYTES), Lines(output_r)
         self.pidfd: int | None = None
         with contextlib.suppress(OSError):  # a kernel or a container without: `exited` asks then

@@ -497,8 +497,8 @@ class EvalConfig:
     every_steps: int = 1000
     """Environment steps between two evaluations, at least."""
     share: float = 0.2
-    """Largest share of one core's time that evaluation takes, beyond its first 10 seconds (not in
-    serial mode).
+    """Largest share of the time that evaluation takes, beyond its first 10 seconds; waiting for a
+    core does not count (not in serial mode).
     """
     longest_episode: int = 27_000
     """Steps after which an evaluation episode that does not end is cut."""

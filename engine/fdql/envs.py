@@ -221,7 +221,7 @@ def describe(env: str, made: Env) -> EnvSpec:
     others become float32 vectors. A factory's rewards, lives and thresholds are its own affair.
 
     Raises ConfigError naming the space and what is supported: observations are a Box of at most
-    65,536 numbers, actions a Discrete or a Box with finite bounds.
+    65,536 numbers, actions a Discrete or a Box of floats with finite bounds. As check_pixels does.
     """
     obs, act = made.observation_space, made.action_space
     if not isinstance(obs, gym.spaces.Box):

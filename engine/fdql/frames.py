@@ -31,19 +31,22 @@ def has_sides(shape: tuple[int, ...]) -> bool:
 
 
 def check_pixels(env: str, obs: Box) -> None:
-    """Refuse images that would be taken for vectors, or for darkness, without a word."""
+    """Refuse images that would be taken for vectors, or for darkness, without a word: floats or
+    other numbers of 0 to 1 or to 255, and uint8 that hardly differs. ConfigError says what works.
+    """
     if not has_sides(obs.shape):
         return
-    if obs.dtype != np.uint8:
+    low, high = float(obs.low.min()), float(obs.high.max())
+    if obs.dtype != np.uint8 and low == 0.0 and high in (1.0, 255.0):
         raise ConfigError(
             f"env = {env!r} has observations {obs}: images must be uint8, 0 to 255, not scaled by "
             "the environment; if they are none, gymnasium.wrappers.FlattenObservation in your own "
             "factory makes a vector of them"
         )
-    if int(obs.high.max()) - int(obs.low.min()) < LEAST_CONTRAST:
+    if obs.dtype == np.uint8 and high - low < LEAST_CONTRAST:
         raise ConfigError(
-            f"env = {env!r} has images from {obs.low.min()} to {obs.high.max()}: 0 to 255 is what "
-            "the network looks for; spread them in your own factory, or take them as numbers with "
+            f"env = {env!r} has images from {low:g} to {high:g}: 0 to 255 is what the network "
+            "looks for; spread them in your own factory, or take them as numbers with "
             "gymnasium.wrappers.FlattenObservation"
         )
 

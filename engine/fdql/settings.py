@@ -94,7 +94,7 @@ ABOUT = {
     "engine.start_timeout": ("seconds", "ours"),
     "eval.episodes": ("episodes", "20; Pendulum 100, for its starts vary; Atari 10 whole games"),
     "eval.every_steps": ("environment steps", "ours"),
-    "eval.share": ("share of one core", "measured, docs/LOG.md"),
+    "eval.share": ("share of the time", "ours"),
     "eval.longest_episode": ("environment steps", "Atari's 108,000 frames"),
 }
 

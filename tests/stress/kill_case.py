@@ -26,7 +26,6 @@ from typing import Any
 
 import fdql.crew
 import numpy as np
-import psutil
 from fdql.children import Child
 from fdql.config import (
     Config,
@@ -244,11 +243,15 @@ def run(case: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def left_running(folder: Path) -> list[int]:
-    """Processes of a run; each has the run's folder in its plan."""
+    """Processes of a run; each has the run's folder in its plan, which is its standard input."""
     found = []
-    for p in psutil.process_iter(["pid", "cmdline"]):
-        if p.pid != os.getpid() and any(str(folder) in word for word in p.info["cmdline"] or ()):
-            found.append(p.pid)
+    for process in Path("/proc").glob("[0-9]*"):
+        plan = process / "fd" / "0"
+        try:
+            if "memfd:plan" in os.readlink(plan) and str(folder) in plan.read_text():
+                found.append(int(process.name))
+        except OSError:  # gone meanwhile, or another user's
+            continue
     return found
 
 

@@ -153,6 +153,8 @@ class Arena:
                 self.ended += 1
                 cut += not (terminated or truncated)
                 if started < self.episodes:
+                    if not goes_on():  # many may be reset in one pass
+                        return None
                     episode[i] = started
                     self._reset(i, started)
                     started += 1

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fdql.core_time import core_time
 from fdql.leaderboard import Entry, Leaderboard
 from fdql.proc.arena import WHILE_TRAINING, Arena, Evaluation, start_seeds
 from fdql.proc.events import Events
@@ -37,11 +38,16 @@ SLICE_NS = 100_000_000  # longest wait between two looks at the stop word
 HEAD_START_SECONDS = 10.0  # of evaluation before eval.share counts: quick solutions show at once
 
 
-def rest_seconds(spent: float, share: float, elapsed: float) -> float:
-    """Seconds until evaluation may go on, after `spent` seconds on a core within `elapsed`.
-
-    Time on a core is what it takes from training; one that waits for its turn takes nothing.
+def busy_clock() -> float:
+    """Seconds, but for those in which this process was ready and had no core: it took nothing then.
+    (All of them where the kernel does not say.)
     """
+    (_, ready), _ = core_time(os.getpid())
+    return time.monotonic() - ready
+
+
+def rest_seconds(spent: float, share: float, elapsed: float) -> float:
+    """Seconds until evaluation may go on, after `spent` of `busy_clock` within `elapsed`."""
     return (spent - HEAD_START_SECONDS) / share - elapsed
 
 
@@ -158,9 +164,9 @@ def evaluator_main(memory: RunMemory, events: Events) -> int:
         record.heartbeat(Stage.WAIT)
         rest = rest_seconds(spent, share, time.monotonic() - began)
         if rest <= 0 and evaluator.due():
-            before = time.process_time()
+            before = busy_clock()
             evaluator.evaluate(goes_on)
-            spent += time.process_time() - before
+            spent += busy_clock() - before
         else:
             ticket = bell.arm()
             # The stop word too: a stop since the loop's look has rung before the ticket was taken.
