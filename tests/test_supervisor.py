@@ -248,11 +248,13 @@ def test_ctrl_c_ends_in_order(tmp_path):
 
 
 def test_a_request_that_nobody_hears_raises_at_last(monkeypatch):
-    """The first asks, the second urges, a third soon after is mashing, a late one raises."""
+    """The first asks, the second urges, a third soon after is mashing, a late one raises. What comes
+    at once after another, as from `timeout`, which signals the whole group too, is no other.
+    """
     now = [10.0]
     monkeypatch.setattr("fdql.stop_request.time.monotonic", lambda: now[0])
     with StopRequest() as stop:
-        for later, requests in ((0.0, 1), (60.0, 2), (0.2, 3)):
+        for later, requests in ((0.0, 1), (0.1, 1), (60.0, 2), (0.3, 2), (0.3, 3)):
             now[0] += later
             signal.raise_signal(signal.SIGINT)
             assert (stop.count, stop.impatient) == (requests, requests > 1)

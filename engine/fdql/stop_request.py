@@ -9,6 +9,8 @@ import time
 from types import FrameType
 from typing import Any
 
+ECHO = 0.5  # seconds after a request in which another is the same one: `timeout` and batch systems
+# signal a process and then its whole group
 MASHED = 3.0  # seconds after the second request in which a further one is no more than that
 
 
@@ -20,6 +22,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.count = 0
+        self._noted = -math.inf  # when the last one came that counts
         self._impatient_since = math.inf
         self._old: dict[int, Any] = {}
 
@@ -34,10 +37,14 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if now - self._noted < ECHO:
+            return
+        self._noted = now
         self.count += 1
         if self.count == 2:
-            self._impatient_since = time.monotonic()
-        if time.monotonic() - self._impatient_since > MASHED:
+            self._impatient_since = now
+        if now - self._impatient_since > MASHED:
             raise KeyboardInterrupt
 
     @property
