@@ -248,8 +248,8 @@ def test_ctrl_c_ends_in_order(tmp_path):
 
 
 def test_a_request_that_nobody_hears_raises_at_last(monkeypatch):
-    """The first asks, the second urges, a third soon after is mashing, a late one raises. What comes
-    at once after another, as from `timeout`, which signals the whole group too, is no other.
+    """The first asks, the second urges, a third soon after is mashing, a late one raises. At once
+    after another, as from `timeout`, which signals the whole group too, it is the same.
     """
     now = [10.0]
     monkeypatch.setattr("fdql.stop_request.time.monotonic", lambda: now[0])
