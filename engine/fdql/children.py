@@ -14,9 +14,10 @@ import signal
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import time
 from collections import deque
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from fdql.apart import REPORT_BYTES, Lines, signal_name
 from fdql.kernel_cache import cache_folder
@@ -57,14 +58,17 @@ def _import_path() -> list[str]:
 
 def _file_of(text: str) -> BinaryIO:
     """An anonymous file that holds `text`, to be read from its beginning."""
-    file = open(os.memfd_create("plan"), "w+b")  # noqa: SIM115  (the caller's)
+    try:
+        file: Any = open(os.memfd_create("plan"), "w+b")  # noqa: SIM115  (the caller's)
+    except OSError:  # a kernel or a container without
+        file = tempfile.TemporaryFile()  # noqa: SIM115
     try:
         file.write(text.encode())
         file.seek(0)
     except BaseException:
         file.close()
         raise
-    return file
+    return cast(BinaryIO, file)
 
 
 class Child:
