@@ -92,7 +92,7 @@ def _populate(memory, nbytes):
             memory[at] = 0
 
 
-def _nameless():
+def nameless():
     """(descriptor of memory without a name, whether it can be sealed): a memfd, or where the system
     refuses it (a container's filter) a file in /dev/shm whose name is gone at once."""
     if hasattr(os, "memfd_create"):
@@ -121,7 +121,7 @@ def _map_shared(nbytes):
     if nbytes > _available():
         raise OSError(errno.ENOMEM, f"cannot take {_mib(nbytes)} of shared memory: "
                       f"{_mib(_available())} are free; {_LESS}")
-    fd, sealable = _nameless()
+    fd, sealable = nameless()
     try:
         os.posix_fallocate(fd, 0, nbytes)
         memory = mmap.mmap(fd, nbytes)

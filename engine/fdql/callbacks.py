@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fdql.config import ConfigError
+from fdql.proc.governor import next_due
 from fdql.proc.memory import READER_CALLBACKS, RunMemory
 from fdql.report import Report
 from fdql.sac.nets import F32
@@ -131,7 +132,7 @@ class Calls:
         for i, callback in enumerate(self.callbacks):
             every, steps = callback.on_step_every, report.env_steps  # not 0 in a resumed run
             if every is not None:
-                self.next_steps[i] = steps - steps % every + every
+                self.next_steps[i] = next_due(steps, every)
         if callbacks:
             report.listeners.append(self.evaluations.append)
 
@@ -150,7 +151,7 @@ class Calls:
                 callback = self.callbacks[i]
                 every = callback.on_step_every
                 assert every is not None
-                self.next_steps[i] = steps - steps % every + every
+                self.next_steps[i] = next_due(steps, every)
                 self._call(callback, "on_step", snapshot)
         return self.end
 

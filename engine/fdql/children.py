@@ -14,16 +14,16 @@ import signal
 import subprocess
 import sys
 import sysconfig
-import tempfile
 import time
 from collections import deque
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 from fdql.apart import REPORT_BYTES, Lines, signal_name
 from fdql.kernel_cache import cache_folder
 from fdql.proc.child import EXIT_LINE_LOST
 from fdql.profile import Stage
 from fdql.shm.guard import pidfd_open
+from fdql.shm.segment import nameless
 
 OUTPUT_LINES, SHOWN = 60, 500  # of a child's output kept for when it dies, characters of each
 _NATIVE = ", a fault in native code: log.txt says where it was"
@@ -56,21 +56,6 @@ def _import_path() -> list[str]:
     return [p or os.getcwd() for p in sys.path if p not in usual and not p.startswith(library)]
 
 
-def _file_of(text: str) -> BinaryIO:
-    """An anonymous file that holds `text`, to be read from its beginning."""
-    try:
-        file: Any = open(os.memfd_create("plan"), "w+b")  # noqa: SIM115  (the caller's)
-    except OSError:  # a kernel or a container without
-        file = tempfile.TemporaryFile()  # noqa: SIM115
-    try:
-        file.write(text.encode())
-        file.seek(0)
-    except BaseException:
-        file.close()
-        raise
-    return cast(BinaryIO, file)
-
-
 class Child:
     """One process of one role; `incarnation` counts its restarts from 1.
 
@@ -93,7 +78,9 @@ class Child:
         self.ready_at = 0.0  # time.monotonic of that
         self.output: deque[str] = deque(maxlen=OUTPUT_LINES)
         self.printed = 0  # bytes, of this process
-        with _file_of(plan) as plan_file:
+        with open(nameless()[0], "w+b") as plan_file:
+            plan_file.write(plan.encode())
+            plan_file.seek(0)
             events_r, events_w = os.pipe()
             output_r, output_w = os.pipe()
             try:

@@ -31,6 +31,10 @@ from fdql.shm.chunk import RowShape
 # (mean return, episodes); Pendulum's score varies with its start, so it is averaged over more.
 _LINES = {"Pendulum-v1": (-180.0, 100)}
 MOST_COMPONENTS = 65_536  # of an observation
+SMALLER = (
+    "; gymnasium.wrappers.ResizeObservation(env, (84, 84)) or GrayscaleObservation in your own "
+    "factory make images smaller"
+)
 ATARI_EPISODES = 10  # of an evaluation: a game takes up to 27,000 steps
 
 
@@ -221,7 +225,8 @@ def describe(env: str, made: Env) -> EnvSpec:
     others become float32 vectors. A factory's rewards, lives and thresholds are its own affair.
 
     Raises ConfigError naming the space and what is supported: observations are a Box of at most
-    65,536 numbers, actions a Discrete or a Box of floats with finite bounds. As check_pixels does.
+    65,536 numbers, actions a Discrete or a Box of floats with finite bounds. Also
+    for what frames.check_pixels refuses.
     """
     obs, act = made.observation_space, made.action_space
     if not isinstance(obs, gym.spaces.Box):
@@ -235,9 +240,8 @@ def describe(env: str, made: Env) -> EnvSpec:
     obs_dim = math.prod(obs.shape)
     if not 1 <= obs_dim <= MOST_COMPONENTS:
         raise ConfigError(
-            f"env = {env!r} has {obs_dim} observation components, {obs}: 1 to 65536 are supported; "
-            "gymnasium.wrappers.ResizeObservation(env, (84, 84)) or GrayscaleObservation in your "
-            "own factory make images smaller"
+            f"env = {env!r} has {obs_dim} observation components, {obs}: 1 to 65536 are supported"
+            f"{SMALLER if image else ''}"
         )
     entry = str(getattr(made.spec, "entry_point", ""))
     atari = image is not None and "ale_py" in entry and not is_factory(env)
@@ -247,15 +251,9 @@ def describe(env: str, made: Env) -> EnvSpec:
     if threshold is None and registered is not None and registered.reward_threshold is not None:
         threshold = float(registered.reward_threshold)
     common: dict[str, Any] = {
-        "env": env,
-        "obs_dim": obs_dim,
-        "obs_shape": tuple(obs.shape),
-        "return_threshold": threshold,
-        "image": image,
-        "stack": stack,
-        "atari": atari,
-        "eval_episodes": line[1],
-    }
+        "env": env, "obs_dim": obs_dim, "obs_shape": tuple(obs.shape), "image": image,
+        "stack": stack, "atari": atari, "return_threshold": threshold, "eval_episodes": line[1],
+    }  # fmt: skip
     if isinstance(act, gym.spaces.Discrete):
         if act.n < 2:
             raise ConfigError(

@@ -9,8 +9,9 @@ import time
 from types import FrameType
 from typing import Any
 
-ECHO = 0.5  # seconds after a request in which another is the same one: `timeout` and batch systems
-# signal a process and then its whole group
+# Seconds after a request in which another is the same one: `timeout` and batch systems signal a
+# process and then its whole group.
+ECHO = 0.5
 MASHED = 3.0  # seconds after the second request in which a further one is no more than that
 
 

@@ -248,7 +248,7 @@ def left_running(folder: Path) -> list[int]:
     for process in Path("/proc").glob("[0-9]*"):
         plan = process / "fd" / "0"
         try:
-            if "memfd:plan" in os.readlink(plan) and str(folder) in plan.read_text():
+            if "memfd:fdql" in os.readlink(plan) and str(folder) in plan.read_text():
                 found.append(int(process.name))
         except OSError:  # gone meanwhile, or another user's
             continue

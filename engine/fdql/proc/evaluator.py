@@ -20,7 +20,7 @@ from fdql.core_time import core_time
 from fdql.leaderboard import Entry, Leaderboard
 from fdql.proc.arena import WHILE_TRAINING, Arena, Evaluation, start_seeds
 from fdql.proc.events import Events
-from fdql.proc.governor import Governor
+from fdql.proc.governor import Governor, next_due
 from fdql.proc.memory import (
     BELL_EVALUATOR,
     LAST,
@@ -67,12 +67,13 @@ class Evaluator:
         self.arena = Arena(plan.env, seeds, config.eval.longest_episode, config.sac.discount)
         governor = Governor(config, plan.base)
         self.first_version = 1 if governor.free else governor.due(config.explore.warmup_steps)
+        self.every_steps = config.eval.every_steps
         self.version = 0  # evaluated last
         # Inserted steps at which the next evaluation may start. A run that goes on has evaluated
         # the policy that it begins with.
         self.next_steps = 0
         if plan.checkpoint is not None:
-            self.next_steps = self._after(self.trainer.get(Counter.INSERTED))
+            self.next_steps = next_due(self.trainer.get(Counter.INSERTED), self.every_steps)
         # An evaluator that was restarted goes on from what its predecessor kept.
         self.leaderboard = Leaderboard(
             Path(plan.run_dir) / "best", lambda text: send("warning", message=text)
@@ -83,10 +84,6 @@ class Evaluator:
         latest = self.weights.latest
         enough = latest > self.version and latest >= self.first_version
         return enough and self.trainer.get(Counter.INSERTED) >= self.next_steps
-
-    def _after(self, steps: int) -> int:
-        every = self.plan.config.eval.every_steps
-        return steps - steps % every + every
 
     def _timed(self, goes_on: Callable[[], bool]) -> Callable[[], bool]:
         """`goes_on`, asked before every step of the arena, that also records the step before it."""
@@ -108,7 +105,7 @@ class Evaluator:
         self.weights.release()
         self.policy.load(flat)
         steps, updates = self.trainer.get(Counter.INSERTED), self.version
-        self.next_steps = self._after(steps)
+        self.next_steps = next_due(steps, self.every_steps)
         t0, t0_ns = time.monotonic(), now_ns()
         result = self.arena.play(self.policy, self._timed(goes_on))
         self.record.span(Mark.EVALUATION, t0_ns, updates)

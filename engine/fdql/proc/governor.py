@@ -10,6 +10,11 @@ from __future__ import annotations
 from fdql.config import Config
 
 
+def next_due(steps: int, every: int) -> int:
+    """The first multiple of `every` beyond `steps`: when what happens so often is due again."""
+    return steps - steps % every + every
+
+
 class Governor:
     """Samples per insert rho = updates * batch / inserted steps.
 

@@ -16,18 +16,18 @@ from typing import Any
 import numpy as np
 
 from fdql.config import SacConfig
-from fdql.sac.base import BaseLearner
 from fdql.sac.jit import two_threads
 from fdql.sac.kernels_continuous import Actor, update_continuous
 from fdql.sac.kernels_critic import Critics, Rates, with_threads
 from fdql.sac.kernels_discrete import Discrete, update_discrete
 from fdql.sac.learner import F64, I32, U8, check_batch, error_unit, target_entropy
+from fdql.sac.learner_state import LearnerState
 from fdql.sac.nets import F32, HEADS, NetSpec, output_support
 
 _WINDOW_SIGMAS = 6.0  # half width of the bins computed around a target; the mass beyond is 2e-9
 
 
-class CompiledLearner(BaseLearner):
+class CompiledLearner(LearnerState):
     """Implements `learner.Learner`. Memory is laid out at the first update, for its batch size.
 
     threads   at most this many, 1 or 2: the two critics side by side; the same numbers bit for bit
@@ -98,18 +98,17 @@ class CompiledLearner(BaseLearner):
         entropy, root, clipped, loss, norm, value, error = update_discrete(
             self._critics[self.threads], self._discrete[self.threads], self._rates,
             math.exp(self.ln_temperature),
-            target_entropy(self.spec, self.config), self._solve, self.updates + 1, *batch,
+            target_entropy(self.spec, self.config), self._solve_due, self.updates + 1, *batch,
         )  # fmt: skip
         self._averages.add("entropy", entropy)
-        if self._solve:
+        if self._solve_due:
             self._solved(root)
         self._check_norm("critic", norm, loss)
         self._after_critics(clipped, loss, norm, value, error)
 
     def _update_continuous(self, batch: tuple[Any, ...]) -> None:
         shape = (self._rows, self.spec.action_dim)
-        delay = self.config.policy_delay
-        actor_step = self.updates // delay + 1 if self.updates % delay == 0 else 0
+        actor_step = self._actor_turn
         next_noise = self._rng.standard_normal(shape, dtype=np.float32)
         noise = self._rng.standard_normal(shape, dtype=np.float32) if actor_step else next_noise
         clipped, loss, norm, value, error, actor_loss, entropy, std, actor_norm = update_continuous(

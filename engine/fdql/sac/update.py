@@ -20,10 +20,10 @@ from torch import Tensor
 from fdql.config import SacConfig
 from fdql.sac import encoder, heads
 from fdql.sac.adamw import adamw_step, clip_gradient
-from fdql.sac.base import BaseLearner
 from fdql.sac.critic_heads import critic_head
 from fdql.sac.forward import Params, actor_moments, critic_outputs
 from fdql.sac.learner import F64, I32, U8, check_batch, error_unit, target_entropy
+from fdql.sac.learner_state import LearnerState
 from fdql.sac.nets import F32, NetSpec, actor_shapes, all_shapes, value_shapes, views
 from fdql.sac.shares import Shares
 
@@ -46,7 +46,7 @@ class Share(NamedTuple):
     rows: tuple[Tensor, ...]
 
 
-class TorchLearner(BaseLearner):
+class TorchLearner(LearnerState):
     """Implements `learner.Learner`; every parameter is a torch view on the vector `params`."""
 
     def __init__(
@@ -132,10 +132,10 @@ class TorchLearner(BaseLearner):
         self._after_critics(clipped, loss, norm, q.mean().item(), error.abs().mean().item())
         if self.spec.discrete:
             self._averages.add("entropy", entropy.mean().item())
-            if self._solve:
+            if self._solve_due:
                 goal = target_entropy(self.spec, self.config)
                 self._solved(heads.temperature_root(next_q, goal, self.config.min_temperature))
-        elif self.updates % self.config.policy_delay == 0:
+        elif self._actor_turn:
             self._actor_step(x, temperature)
         self._flat_target.lerp_(self._flat[: self._split], self.config.target_rate)
         self.updates += 1
@@ -201,7 +201,6 @@ class TorchLearner(BaseLearner):
 
     def _actor_step(self, x: Tensor, temperature: float) -> None:
         """Move the actor up the critics, ln temperature down entropy - goal (Haarnoja 2018)."""
-        step = self.updates // self.config.policy_delay + 1
         mean, ln_std = actor_moments(self._actor, x)
         noise = self._noise(len(x))
         std = ln_std.exp()
@@ -210,7 +209,9 @@ class TorchLearner(BaseLearner):
         q = self._head.value(critic_outputs(self._frozen, torch.cat([x, torch.tanh(pre_tanh)], 1)))
         loss = heads.actor_loss(ln_density, q, temperature)
         gradient = self._gradient(loss, self._actor)
-        norm = self._step("actor", gradient, loss.item(), slice(self._split, None), step)
+        norm = self._step(
+            "actor", gradient, loss.item(), slice(self._split, None), self._actor_turn
+        )
         self._after_actor(loss.item(), norm, -ln_density.mean().item(), std.mean().item())
 
     def _gradient(self, loss: Tensor, leaves: Params) -> Tensor:

@@ -15,6 +15,9 @@ ABI: int
 PAGE: int
 OFFSETS: dict[str, dict[str, tuple[int, int]]]
 
+def nameless() -> tuple[int, bool]:
+    """Descriptor of memory without a name, whether it can be sealed. Raises OSError."""
+
 def build_flags() -> str:
     """The compiler flags that this extension was built with."""
 

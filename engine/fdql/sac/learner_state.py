@@ -36,7 +36,7 @@ from fdql.sac.nets import (
 )
 
 
-class BaseLearner:
+class LearnerState:
     """`learner.Learner` but for `update`, which writes params, target and moments in place."""
 
     def __init__(self, spec: NetSpec, config: SacConfig, seed: int) -> None:
@@ -78,7 +78,7 @@ class BaseLearner:
     def _after_actor(self, loss: float, norm: float, entropy: float, std: float) -> None:
         """Also a step of the temperature: down entropy - goal (Haarnoja 2018), by Adam."""
         goal = target_entropy(self.spec, self.config, self.updates)
-        self._temperature_step(entropy - goal, self.updates // self.config.policy_delay + 1)
+        self._temperature_step(entropy - goal, self._actor_turn)
         self._averages.add("actor_loss", loss)
         self._averages.add("actor_grad_norm", norm)
         self._averages.add("entropy", entropy)
@@ -99,9 +99,15 @@ class BaseLearner:
         self.ln_temperature = min(max(moved, low), LN_TEMPERATURE_MAX)
 
     @property
-    def _solve(self) -> bool:
+    def _solve_due(self) -> bool:
         """Whether this update finds a discrete policy's temperature."""
         return self.updates % SOLVE_EVERY == 0
+
+    @property
+    def _actor_turn(self) -> int:
+        """Which of the actor's updates belongs to this one of the critics, from 1; 0: none."""
+        turn, rest = divmod(self.updates, self.config.policy_delay)
+        return 0 if rest else turn + 1
 
     def _solved(self, root: float) -> None:
         """Move ln temperature, of the next update, towards the root that this one found."""
