@@ -33,8 +33,9 @@ def test_layers():
     [
         (["fdql.proc.env_worker"], ["torch", "numba"]),
         (["fdql.envs", "fdql.shm.ring", "fdql.shm.chunk"], ["torch", "numba"]),
-        (["fdql.proc.inference", "fdql.proc.evaluator", "fdql.replay.replay"], ["torch"]),
-        (["fdql.proc.trainer", "fdql.sac.kernels"], ["torch"]),
+        (["fdql.proc.evaluator", "fdql.replay.replay"], ["torch"]),
+        (["fdql.proc.inference"], ["torch", "gymnasium"]),
+        (["fdql.proc.trainer", "fdql.sac.kernels"], ["torch", "gymnasium"]),
         (["fdql.supervisor"], ["torch"]),
     ],
 )

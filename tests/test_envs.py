@@ -6,7 +6,8 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from fdql.config import BadValueError, ConfigError
-from fdql.envs import ActionScale, EnvSpec, describe, make_env
+from fdql.env_spec import ActionScale, EnvSpec
+from fdql.envs import describe, make_env
 from fdql.frames import FrameStacks, to_rows
 
 

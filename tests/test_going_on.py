@@ -22,7 +22,7 @@ from fdql.checkpoint_folder import CannotGoOn, CheckpointFolder
 from fdql.cli import main
 from fdql.config import Config, ConfigError, EngineConfig, ExploreConfig, ReplayConfig, SacConfig
 from fdql.config_file import to_dict
-from fdql.envs import EnvSpec
+from fdql.env_spec import EnvSpec
 from fdql.fit import check_fit
 from fdql.going_on import Finished, resume, run_config, unfinished, with_changes
 from fdql.machine import check_memory, resolve

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from fdql.config import Config, ExploreConfig, ReplayConfig, SacConfig
-from fdql.envs import EnvSpec
+from fdql.env_spec import EnvSpec
 from fdql.machine import allowed_cores, resolve
 from fdql.proc.memory import READER_EVALUATOR, RECORD_TRAINER, RunPlan
 from fdql.profile import Counter

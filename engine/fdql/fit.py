@@ -8,7 +8,7 @@ from typing import Any
 
 from fdql.checkpoint_folder import CannotGoOn
 from fdql.config import Config
-from fdql.envs import EnvSpec
+from fdql.env_spec import EnvSpec
 from fdql.manifest import Manifest
 from fdql.proc.resumed import config_of, env_of
 

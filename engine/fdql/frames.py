@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
 from fdql.config import BadValueError, ConfigError
+
+if TYPE_CHECKING:  # trainer and inference start without Gymnasium
+    from gymnasium.spaces import Box
 
 SMALLEST_SIDE = 36  # pixels; a smaller image leaves the convolutions nothing to slide over
 LEAST_CONTRAST = 128  # between an image's darkest and brightest pixel, as its space says

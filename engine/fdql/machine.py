@@ -15,7 +15,7 @@ import psutil
 from fdql import __version__
 from fdql.cgroup import cpu_limit, memory_left
 from fdql.config import Config, ConfigError
-from fdql.envs import EnvSpec
+from fdql.env_spec import EnvSpec
 from fdql.proc.memory import RunPlan
 from fdql.replay.size import check_lanes, default_capacity, nbytes_for, row_nbytes
 

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from fdql.checkpoint import CheckpointError, Tensors
 from fdql.config import Config, ConfigError, EngineConfig, EvalConfig, ExploreConfig
-from fdql.envs import MOST_COMPONENTS, ActionScale, EnvSpec
+from fdql.env_spec import ActionScale, EnvSpec
+from fdql.envs import MOST_COMPONENTS
 from fdql.facts import from_facts
 from fdql.frames import image_layout, to_rows
 from fdql.leaderboard import PLACES, read

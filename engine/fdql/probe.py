@@ -18,7 +18,8 @@ import numpy as np
 
 from fdql.apart import Outcome, Say, run_apart
 from fdql.config import BadValueError, Config, ConfigError
-from fdql.envs import ActionScale, EnvSpec, describe, make_env
+from fdql.env_spec import ActionScale, EnvSpec
+from fdql.envs import describe, make_env
 from fdql.outlet import told
 
 SECONDS, STEPS = 0.03, 200  # of timed stepping, whichever ends first

@@ -14,7 +14,7 @@ from fdql.board import Board
 from fdql.budget import Account, Snapshot, budget
 from fdql.callbacks import Calls
 from fdql.config import Config
-from fdql.envs import EnvSpec
+from fdql.env_spec import EnvSpec
 from fdql.machine import allowed_cores, check_memory, resolve
 from fdql.proc.memory import RunMemory, RunPlan
 from fdql.report import Report

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from fdql.config import ConfigError
-from fdql.envs import EnvSpec
+from fdql.env_spec import EnvSpec
 from fdql.extras import require
 from fdql.play import Policy, environment_of
 from fdql.proc.arena import AFTERWARDS, Arena, start_seeds

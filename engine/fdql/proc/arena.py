@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fdql.config import BadValueError, ConfigError
-from fdql.envs import ActionScale, EnvSpec, make_env
+from fdql.env_spec import ActionScale, EnvSpec
+from fdql.envs import make_env
 from fdql.frames import FrameStacks
 from fdql.interval import interval_95
 from fdql.registry import Env

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fdql.config import BadValueError
-from fdql.envs import EnvSpec
+from fdql.env_spec import EnvSpec
 from fdql.registry import Env
 
 

@@ -2,8 +2,7 @@
 over.
 
 Reads its action slots; writes its observation slots and its transition ring. Two groups of
-environments take turns: one steps while the other waits for its actions. Imports neither torch nor
-numba.
+environments take turns: one steps, one waits for actions. Imports neither torch nor numba.
 
 A row of the ring is (obs_t, action_t, reward_t, how the step ended). The next row of the same lane
 holds obs_{t+1}: the next step's, or, when the episode ended, a BOUNDARY row with the final
@@ -26,7 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fdql.config import BadValueError
-from fdql.envs import ActionScale, make_env
+from fdql.env_spec import ActionScale
+from fdql.envs import make_env
 from fdql.frames import FrameStacks
 from fdql.proc.env_state import (
     EnvState,

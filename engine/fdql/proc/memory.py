@@ -16,7 +16,7 @@ from typing import Any
 
 from fdql.config import Config
 from fdql.config_file import from_dict, to_dict
-from fdql.envs import EnvSpec
+from fdql.env_spec import EnvSpec
 from fdql.profile import RECORD_NBYTES, open_record
 from fdql.sac.nets import NetSpec, policy_shapes, size_of
 from fdql.shm.chunk import ChunkSchema

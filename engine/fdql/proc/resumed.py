@@ -9,7 +9,7 @@ from typing import Any
 from fdql.checkpoint import CheckpointError
 from fdql.config import Config, ConfigError
 from fdql.config_file import from_dict
-from fdql.envs import EnvSpec
+from fdql.env_spec import EnvSpec
 from fdql.manifest import Manifest
 from fdql.proc.governor import Governor
 from fdql.proc.memory import RECORD_TRAINER, RunMemory
