@@ -83,7 +83,7 @@ def batches(spec: NetSpec, count: int = 8) -> list[tuple[np.ndarray, ...]]:
             action = rng.uniform(-1, 1, (ROWS, spec.action_dim)).astype(np.float32)
         reward = rng.standard_normal(ROWS, dtype=np.float32)
         discount = np.full(ROWS, 0.97, np.float32)
-        mean, scale = (f(spec.statistics, np.float32) for f in (np.zeros, np.ones))
+        mean, scale = np.zeros(spec.obs_dim, np.float32), np.ones(spec.scales, np.float32)
         one = np.ones(1, np.float32)
         made.append((obs, action, reward, discount, next_obs, mean, scale, one, np.zeros(ROWS)))
     return made

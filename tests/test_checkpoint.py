@@ -125,7 +125,7 @@ def test_another_format_is_no_damage(tmp_path: Path):
     manifest = tmp_path / "c" / "manifest.json"
     values = json.loads(manifest.read_text()) | {"format": 2}
     manifest.write_text(json.dumps({k: v for k, v in values.items() if k != "sha256"}))
-    with pytest.raises(FormatError, match="format 2, this version reads format 4"):
+    with pytest.raises(FormatError, match="format 2, this version reads format 5"):
         read_manifest(tmp_path / "c")
     manifest.write_text(json.dumps(values))  # its checksum says that it is of this one
     with pytest.raises(CheckpointError, match="damaged") as caught:

@@ -8,7 +8,7 @@ import torch
 from fdql import evaluate, load, train
 from fdql.config import Config, ConfigError, SacConfig
 from fdql.machine import resolve
-from fdql.sac.encoder import centred, encode
+from fdql.sac.encoder import encode, less_mean
 from fdql.sac.kernels import CompiledLearner
 from fdql.sac.nets import (
     NetSpec,
@@ -27,6 +27,7 @@ from plans import small_config, small_plan
 
 SIDE, STACK = 36, 2
 NOTHING = np.zeros(0, dtype=np.float32)
+MEAN = np.random.default_rng(9).integers(0, 256, STACK * SIDE * SIDE).astype(np.float32)
 ONE = np.ones(1, dtype=np.float32)
 SMALL = {"critic_width": 16, "actor_width": 16, "bins": 11}
 FLOAT32 = {"image_dtype": "float32"}
@@ -48,7 +49,7 @@ def learn(learner, obs, action, reward):
     n = len(obs)
     priority = np.zeros(n)
     learner.update(
-        obs, action, reward, np.zeros(n, dtype=np.float32), obs, NOTHING, NOTHING, ONE, priority
+        obs, action, reward, np.zeros(n, dtype=np.float32), obs, MEAN, NOTHING, ONE, priority
     )
     return priority
     return priority
@@ -60,7 +61,7 @@ def test_shapes_of_the_encoder_counted_by_hand():
     assert shapes["encoder.w0"] == (16, 4, 8, 8)
     assert shapes["encoder.w3"] == (32 * 7 * 7, 256)
     assert size_of(shapes) == 16 * 257 + 32 * 257 + 32 * 289 + 1568 * 256 + 3 * 256
-    assert (spec.features, spec.statistics, spec.critic_in) == (256, 0, 256)
+    assert (spec.features, spec.scales, spec.critic_in) == (256, 0, 256)
     assert list(policy_shapes(spec))[-1] == "encoder.h3"
 
 
@@ -75,23 +76,28 @@ def test_the_encoder_starts_orthogonal():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_planes_become_centred_pixels(channels, dtype):
-    """Every one of the 256 values, exactly, channels last in memory."""
+def test_planes_become_pixels_less_their_mean(channels, dtype):
+    """Every one of the 256 values less the same or the farthest mean, exactly, channels last in
+    memory.
+    """
+    rng = np.random.default_rng(0)
     planes = np.arange(256, dtype=np.uint8).repeat(channels).reshape(2, -1, channels)
     planes = (
         np.ascontiguousarray(planes.transpose(0, 2, 1))
         + np.arange(channels, dtype=np.uint8)[:, None]
     )
-    pixels = centred(planes.reshape(2, -1), (channels, 8, 16), dtype)
+    mean = np.where(rng.random(planes[0].shape) < 0.5, 0, rng.integers(0, 256, planes[0].shape))
+    flat = mean.astype(np.float32).ravel()
+    pixels = less_mean(planes.reshape(2, -1), (channels, 8, 16), flat, dtype)
     assert (pixels.shape, pixels.dtype) == ((2, channels, 8, 16), dtype)
     assert pixels.permute(0, 2, 3, 1).is_contiguous()
-    wanted = planes.reshape(pixels.shape) - 127.5
+    wanted = (planes - mean.astype(np.float64)).reshape(pixels.shape)
     np.testing.assert_array_equal(pixels.to(torch.float64), wanted)
 
 
 def naive_encode(p, pixels):
     """Features (256,) of one image (C, H, W) in float64, by the definition."""
-    x = pixels / 255.0 - 0.5
+    x = (pixels - MEAN.reshape(pixels.shape)) / 255.0
     for layer, stride in enumerate((4, 2, 1)):
         w, b = p[f"encoder.w{layer}"].astype(np.float64), p[f"encoder.b{layer}"]
         k = w.shape[-1]
@@ -111,7 +117,7 @@ def naive_encode(p, pixels):
     ("dtype", "error"), [(torch.float32, 1e-4), (torch.bfloat16, 0.1)], ids=["float32", "bfloat16"]
 )
 def test_features_by_the_definition(dtype, error):
-    """Order of channels, places and weights; the centring; what bfloat16 costs."""
+    """Order of channels, places and weights; the mean; what bfloat16 costs."""
     spec = spec_of(True)
     rng = np.random.default_rng(1)
     flat = initialise(spec, rng)
@@ -119,10 +125,29 @@ def test_features_by_the_definition(dtype, error):
     named = views(flat, value_shapes(spec))
     x = images(rng, 2)
     tensors = {k: torch.from_numpy(v) for k, v in named.items()}
-    features = encode(tensors, centred(x, spec.image, dtype))
+    features = encode(tensors, less_mean(x, spec.image, MEAN, dtype))
     wanted = [naive_encode(named, one.reshape(STACK, SIDE, SIDE)) for one in x]
     assert (features.shape, features.dtype) == ((2, 256), torch.float32)
     np.testing.assert_allclose(features, wanted, atol=error)
+
+
+@both_actions
+def test_what_never_moves_is_not_seen(discrete):
+    """Another picture behind the same things that move: the same actions. The brighter it is, the
+    more it would otherwise drown them (docs/adr/0019).
+    """
+    spec, rng = spec_of(discrete), np.random.default_rng(0)
+    learner = TorchLearner(spec, SacConfig(**SMALL), 0.4, 0)
+    learner.params += rng.normal(0, 0.05, learner.params.shape).astype(np.float32)
+    moving = rng.integers(0, 50, (8, STACK * SIDE * SIDE), dtype=np.uint8)
+    seen = []
+    for brightness in (0, 200):
+        behind = rng.integers(brightness, brightness + 5, spec.obs_dim, dtype=np.uint8)
+        flat = np.zeros(size_of(policy_shapes(spec)), dtype=np.float32)
+        learner.snapshot(flat, behind.astype(np.float32), NOTHING, ONE)
+        seen.append(Policy(spec, flat).features(moving + behind))
+    np.testing.assert_array_equal(*seen)
+    assert seen[0].std() > 0.1
 
 
 @both_actions
@@ -135,13 +160,14 @@ def test_acting_sees_what_learning_saw(discrete):
     for _ in range(3):
         learn(learner, obs, action, rng.normal(size=8).astype(np.float32))
     flat = np.zeros(size_of(policy_shapes(spec)), dtype=np.float32)
-    learner.snapshot(flat, NOTHING, NOTHING, ONE)
+    learner.snapshot(flat, MEAN, NOTHING, ONE)
     policy = Policy(spec, flat)
     with torch.no_grad():
         tensors = {k: torch.from_numpy(v) for k, v in views(flat, policy_shapes(spec)).items()}
-        x = encode(tensors, centred(obs, spec.image)).numpy()
+        x = encode(tensors, less_mean(obs, spec.image, MEAN)).numpy()
     plain = NetSpec(obs_dim=256, action_dim=2, discrete=discrete, **SMALL)
-    identity = np.concatenate([np.zeros(256), np.ones(256), flat]).astype(np.float32)
+    network = flat[spec.obs_dim :]
+    identity = np.concatenate([np.zeros(256), np.ones(256), network]).astype(np.float32)
     twin = Policy(plain, identity[: size_of(policy_shapes(plain))])
     assert x.max() < 5  # where the twin's clip of normalised vectors does nothing
     if discrete:
@@ -162,7 +188,7 @@ def test_values_of_images_are_learned():
         reward = np.where(bright, 3.0, -3.0).astype(np.float32)
         learn(learner, obs, rng.integers(0, 2, 32).astype(np.int32), reward)
     flat = np.zeros(size_of(policy_shapes(spec)), dtype=np.float32)
-    learner.snapshot(flat, NOTHING, NOTHING, ONE)
+    learner.snapshot(flat, MEAN, NOTHING, ONE)
     policy = Policy(spec, flat)
     test = images(rng, 2) // 2
     test[1] += 120
@@ -186,7 +212,7 @@ def test_quantiles_of_images_are_learned(discrete):
     flat = np.zeros(size_of(policy_shapes(spec)), dtype=np.float32)
     values, priorities = [], []
     for _ in range(2):
-        learner.snapshot(flat, NOTHING, NOTHING, ONE)
+        learner.snapshot(flat, MEAN, NOTHING, ONE)
         values.append(Policy(spec, flat.copy()).action_values(obs, action))
         for _ in range(15):
             priorities.append(learn(learner, obs, action, reward))

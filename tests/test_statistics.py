@@ -128,11 +128,15 @@ def test_before_the_first_step_nothing_is_scaled():
     assert statistics.obs_scale.tolist() == [1, 1]
 
 
-def test_images_have_reward_sums_only():
-    # sums 1, 1.9, 2.71 as above
+def test_images_have_reward_sums_and_a_whole_mean():
+    # sums 1, 1.9, 2.71 as above; means 127.5 and 1.5, then 85.33 and 1.33 without a boundary row
     statistics = fresh(pixels=True)
-    statistics.observe(*chunk_of([1, 1, 1], np.full((3, 2), 255), pixels=True), 0)
-    assert statistics.obs_mean.size == statistics.obs_scale.size == statistics.moments.size == 0
+    statistics.observe(*chunk_of([1, 1], [[255, 1], [0, 2]], pixels=True), 0)
+    assert statistics.obs_mean.tolist() == [128, 2]
+    rows = chunk_of([1, 0], [[1, 1], [255, 255]], flags=[0, BOUNDARY], pixels=True)
+    statistics.observe(*rows, 0)
+    assert statistics.obs_mean.tolist() == [85, 1]
+    assert statistics.obs_scale.size == 0
     statistics.rescale()
     assert statistics.reward_scale == pytest.approx(0.698, abs=5e-4)
 

@@ -31,7 +31,7 @@ def random_policy(plan: RunPlan, seed: int = 0) -> np.ndarray[tuple[int], np.dty
     Every action has its own value; observations are not scaled.
     """
     rng = np.random.default_rng(seed)
-    statistics = (f(plan.net.statistics, dtype=np.float32) for f in (np.zeros, np.ones))
+    statistics = np.zeros(plan.net.obs_dim, np.float32), np.ones(plan.net.scales, np.float32)
     flat = np.zeros(plan.policy_size, dtype=np.float32)
     one = np.ones(1, dtype=np.float32)
     fill_snapshot(plan.net, initialise(plan.net, rng), 0.0, *statistics, one, flat)

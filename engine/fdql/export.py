@@ -121,7 +121,7 @@ class Graph:
             x = self._add("Transpose", x, perm=[0, 3, 1, 2])
         x = self._reshaped(x, -1, *self.net.image)
         x = self._add("Cast", x, to=1)  # float32
-        x = self._add("Sub", x, self._constant(np.float32(127.5)))
+        x = self._add("Sub", x, self._constant(w["obs_mean"].reshape(self.net.image)))
         for i, (_, kernel, stride) in enumerate(CONVOLUTIONS):
             weight = w[f"encoder.w{i}"] / np.float32(255.0 if i == 0 else 1.0)
             names = self._constant(weight), self._constant(w[f"encoder.b{i}"])

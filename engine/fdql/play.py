@@ -162,8 +162,8 @@ def policy_from(facts: dict[str, Any], flat: NDArray[Any]) -> Policy:
 
 def _described(facts: dict[str, Any]) -> tuple[EnvSpec, NetSpec, float, int]:
     """Environment, network, discount and longest episode; raises what policy_from does."""
-    if facts["format"] != 3:
-        raise ValueError(f"format {facts['format']!r}, this version reads format 3")
+    if facts["format"] != 4:
+        raise ValueError(f"format {facts['format']!r}, this version reads format 4")
     discount = facts["discount"]
     if not isinstance(discount, float) or not 0.0 <= discount < 1.0:
         raise ValueError(f"its discount is {discount!r}, not in [0, 1)")

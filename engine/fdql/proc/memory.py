@@ -149,7 +149,7 @@ class RunPlan:
         """What a policy file says beside its numbers: enough to act with it."""
         sac = self.config.sac
         facts = {"env": self.env.to_dict(), "net": sac.net_shape, "discount": sac.discount}
-        return {"format": 3, "longest_episode": self.config.eval.longest_episode} | facts
+        return {"format": 4, "longest_episode": self.config.eval.longest_episode} | facts
 
 
 class RunMemory:

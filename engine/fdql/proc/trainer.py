@@ -84,8 +84,8 @@ class Trainer:
         self.flat = np.zeros(plan.policy_size, dtype=np.float32)
         self.judge = Policy(plan.net, self.flat)
         # Those of the newest batch, published with the weights.
-        self.obs_mean = np.zeros(plan.net.statistics, dtype=np.float32)
-        self.obs_scale = np.ones(plan.net.statistics, dtype=np.float32)
+        self.obs_mean = np.zeros(plan.net.obs_dim, dtype=np.float32)
+        self.obs_scale = np.ones(plan.net.scales, dtype=np.float32)
         self.reward_scale = np.ones(1, dtype=np.float32)
         self.health: dict[str, float] = {}
         self.updates = self.published = 0

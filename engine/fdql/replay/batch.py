@@ -30,7 +30,7 @@ class Batch:
     leaf, serial   (B,)   int64, to hand back with `priority`
     priority       (B,)   float64, written by the learner
     version        (B,)   uint32, version of the policy that chose the action
-    obs_mean       (O,)   float32, running mean, equal for all frames of a stack; (0,) for images
+    obs_mean       (O,)   float32, running mean, equal for all frames of a stack; images: whole
     obs_scale      (O,)   float32, 1 / running deviation; (0,) for images
     reward_scale   (1,)   float32, divides rewards
     action_words   (B, W) int32, the bytes of `action`
@@ -54,7 +54,6 @@ class Batch:
     def allocate(size: int, shape: RowShape) -> Batch:
         """A batch of `size` transitions, all zero."""
         width = shape.stack * shape.obs_dim
-        scaled = 0 if shape.pixels else width
         words = np.zeros((size, shape.action_words), dtype=np.int32)
 
         def f32(*dims: int) -> F32:
@@ -70,8 +69,8 @@ class Batch:
             serial=np.zeros(size, dtype=np.int64),
             priority=np.zeros(size, dtype=np.float64),
             version=np.zeros(size, dtype=np.uint32),
-            obs_mean=f32(scaled),
-            obs_scale=f32(scaled),
+            obs_mean=f32(width),
+            obs_scale=f32(0 if shape.pixels else width),
             reward_scale=f32(1),
             action_words=words,
         )

@@ -171,10 +171,9 @@ class Replay:
     def gather(self, out: Batch) -> None:
         """Second half of `sample`: the transitions of the rows just drawn, and the statistics."""
         self._gather(out)
-        if not self.shape.pixels:
-            frames = (self.shape.stack, self.shape.obs_dim)  # one scale for all
-            out.obs_mean.reshape(frames)[:] = self.statistics.obs_mean
-            out.obs_scale.reshape(frames)[:] = self.statistics.obs_scale
+        # One mean and one scale for all frames of a stack.
+        out.obs_mean.reshape(self.shape.stack, -1)[:] = self.statistics.obs_mean
+        out.obs_scale.reshape(self.shape.stack, -1)[:] = self.statistics.obs_scale
         out.reward_scale[0] = self.statistics.reward_scale
 
     def update_priorities(self, leaf: I64, serial: I64, priority: F64) -> int:

@@ -46,7 +46,7 @@ def observe_rows(
     obs_mean   (O,)     float32, written: mean
     obs_scale  (O,)     float32, written: 1 / sqrt(variance + 1e-12 mean**2 + 1e-16)
 
-    Images have none of the last three: their O is 0.
+    Of images O is 0 here: see observe_pixels.
     """
     mean, square = moments[3], moments[4]
     width = obs_mean.size
@@ -94,33 +94,60 @@ def observe_rows(
         obs_scale[k] = 1.0 / math.sqrt(variance + floor)
 
 
-class Statistics:
-    """Mean and scale of observations, sums of rewards; see observe_rows for the arrays.
+@njit()
+def observe_pixels(flags: U8, obs: Obs, n_rows: int, moments: F64, obs_mean: F32) -> None:
+    """Take the steps among rows 0..n_rows of a chunk of images into the mean. No allocation.
 
-    Images are scaled by a constant: no statistics are kept of them. Frames of a stack share those
-    of the newest.
+    moments   (2, O) float64, sum of each pixel, exact; steps in [1, 0]
+    obs_mean  (O,)   float32, written: mean, to the nearest whole number
+    """
+    n = 0
+    for r in range(n_rows):
+        if flags[r] & BOUNDARY == 0:
+            n += 1
+            for k in range(obs_mean.size):
+                moments[0, k] += obs[r, k]
+    if n == 0:
+        return
+    moments[1, 0] += n
+    for k in range(obs_mean.size):
+        obs_mean[k] = math.floor(moments[0, k] / moments[1, 0] + 0.5)
+
+
+class Statistics:
+    """Mean and scale of observations, sums of rewards; see observe_rows and, of images,
+    observe_pixels for the arrays. Frames of a stack share those of the newest.
+
+    Images have a mean alone: their scale is a constant.
 
     reward_scale  divides rewards; 1 before the first `rescale`
     """
 
     def __init__(self, *, n_lanes: int, shape: RowShape, discount: float, v_max: float) -> None:
-        width = 0 if shape.pixels else shape.obs_dim
+        self.pixels = shape.pixels
+        scaled = 0 if shape.pixels else shape.obs_dim
         self.discount = discount
         self.v_max = v_max
         self.running: F64 = np.zeros((n_lanes, 2), dtype=np.float64)
         self.sums: F64 = np.zeros(SUM_WORDS, dtype=np.float64)
-        self.moments: F64 = np.zeros((5, width), dtype=np.float64)
-        self.moments[1] = 1.0
-        self.moments[2] = START_COUNT
-        self.obs_mean: F32 = np.zeros(width, dtype=np.float32)
-        self.obs_scale: F32 = np.ones(width, dtype=np.float32)
+        self.moments: F64 = np.zeros((2 if shape.pixels else 5, shape.obs_dim), dtype=np.float64)
+        if not shape.pixels:
+            self.moments[1] = 1.0
+            self.moments[2] = START_COUNT
+        self.obs_mean: F32 = np.zeros(shape.obs_dim, dtype=np.float32)
+        self.obs_scale: F32 = np.ones(scaled, dtype=np.float32)
+        self._none: F64 = np.zeros((5, 0), dtype=np.float64)
         self.reward_scale = 1.0
 
     def observe(self, views: ChunkViews, n_rows: int, first_lane: int) -> None:
         """Take in the steps among rows 0..n_rows of a chunk."""
+        moments, mean = self.moments, self.obs_mean
+        if self.pixels:
+            observe_pixels(views.flags, views.obs, n_rows, moments, mean)
+            moments, mean = self._none, self.obs_scale
         observe_rows(
             views.lane, views.flags, views.reward, views.obs, n_rows, first_lane, self.discount,
-            self.running, self.sums, self.moments, self.obs_mean, self.obs_scale,
+            self.running, self.sums, moments, mean, self.obs_scale,
         )  # fmt: skip
 
     def rescale(self) -> None:

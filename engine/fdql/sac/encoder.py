@@ -49,21 +49,23 @@ def keep_freed_memory() -> None:
         libc.mallopt(_M_TRIM_THRESHOLD, 1 << 30)
 
 
-def centred(
-    images: NDArray[Any], image: tuple[int, int, int], dtype: torch.dtype = torch.float32
-) -> Tensor:
-    """x - 127.5 of (B, channels * height * width) images, as (B, channels, height, width).
+def less_mean(
+    images: NDArray[Any], image: tuple[int, int, int], mean: F32,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:  # fmt: skip
+    """x - mean of images (B, O), mean (O,), O = channels * height * width, as (B, channels, height,
+    width).
 
-    Exact in float32 and bfloat16, the two that `dtype` may be; `encode` leaves the division by 255
-    to its weights.
+    Exact in float32 and bfloat16, the two that `dtype` may be, for means that are whole numbers;
+    `encode` leaves the division by 255 to its weights.
     """
     short = dtype == torch.bfloat16
-    pixels = torch.from_numpy(kernels_images.centred(images, image, short))
+    pixels = torch.from_numpy(kernels_images.less_mean(images, image, mean, short))
     return (pixels.view(torch.bfloat16) if short else pixels).permute(0, 3, 1, 2)
 
 
 def encode(p: Params, x: Tensor) -> Tensor:
-    """Features (B, 256) >= 0, float32, of `centred` images. (Mnih 2015, thinner)
+    """Features (B, 256) >= 0, float32, of images `less_mean`. (Mnih 2015, thinner)
 
     Products are made in the dtype of x; parameters and sums stay float32.
     """
@@ -82,16 +84,17 @@ class Encoder:
     """Features of images; reads the parameters where they are, so that a new policy is seen.
 
     spec     has an image
-    network  name -> float32 view of the snapshot, nets.encoder_shapes among them
+    network  name -> float32 view of the snapshot, obs_mean and nets.encoder_shapes among them
     """
 
     def __init__(self, spec: NetSpec, network: dict[str, F32]) -> None:
         assert spec.image is not None
-        self._image = spec.image
+        self._image, self._mean = spec.image, network["obs_mean"]
         self._network = {k: torch.from_numpy(v) for k, v in network.items() if k[:7] == "encoder"}
 
     @torch.inference_mode()
     def __call__(self, images: NDArray[np.uint8]) -> F32:
         """(n, O) uint8, O = channels * height * width -> (n, 256) float32."""
-        features: F32 = encode(self._network, centred(images, self._image)).numpy()
+        pixels = less_mean(images, self._image, self._mean)
+        features: F32 = encode(self._network, pixels).numpy()
         return features

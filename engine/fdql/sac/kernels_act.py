@@ -1,9 +1,9 @@
 """Actions for a round of observations: the published network's forward pass, then exploration.
 
 Stage `inference`; one owner. `snapshot` is the flat vector of nets.policy_shapes: obs_mean (O,),
-obs_scale (O,), temperature, reward_scale, then the network. Images come as
-features: there O = 0. Random numbers come in as arrays, so that the generator, and with it the
-reproducibility of a seed, stays with the caller.
+obs_scale (O,), temperature, reward_scale, then the network. Images come as features, and have no
+obs_scale. Random numbers come in as arrays, so that the generator, and with it the reproducibility
+of a seed, stays with the caller.
 """
 
 from __future__ import annotations
@@ -29,13 +29,15 @@ class Scratch(NamedTuple):
     """Working memory of a forward pass of up to R rows; float32.
 
     head        what the critics' outputs are, index in nets.HEADS
-    statistics  components with a mean and a scale in the snapshot: O; 0 for features of images
+    scales      components with a mean and a scale in the snapshot: O; 0 for features of images
+    network     where the network that acts begins in the snapshot, behind temperature and scale
     x (R, O)   normalised observations        n, h (R, w), r (R,)   hidden layers, in turn
     out (R, o) the network's output           a, b (R, A)           values; or mean, deviation
     """
 
     head: int
-    statistics: int
+    scales: int
+    network: int
     x: F32
     n: F32
     h: F32
@@ -67,9 +69,9 @@ def mean_q(snapshot: F32, obs: F32, support: F32, s: Scratch) -> F32:
     rows, obs_dim = obs.shape
     width, actions, bins = s.n.shape[1], s.a.shape[1], support.size
     x, out, q, q1 = s.x[:rows], s.out[:rows], s.a[:rows], s.b[:rows]
-    _inputs(snapshot, obs, s.statistics, x)
+    _inputs(snapshot, obs, s.scales, x)
     for k in range(2):
-        net = net_at(snapshot, 2 * s.statistics + 2, 2, k, obs_dim, width, actions * bins)
+        net = net_at(snapshot, s.network, 2, k, obs_dim, width, actions * bins)
         forward(net, x, _hidden(s, rows), out)
         of = (q if k == 0 else q1).reshape(rows * actions)
         values(s.head, out.reshape((rows * actions, bins)), support, of)
@@ -88,8 +90,8 @@ def mean_and_std(snapshot: F32, obs: F32, s: Scratch) -> tuple[F32, F32]:
     rows, obs_dim = obs.shape
     width, components = s.n.shape[1], s.a.shape[1]
     x, out, mean, std = s.x[:rows], s.out[:rows], s.a[:rows], s.b[:rows]
-    _inputs(snapshot, obs, s.statistics, x)
-    net = net_at(snapshot, 2 * s.statistics + 2, 1, 0, obs_dim, width, 2 * components)
+    _inputs(snapshot, obs, s.scales, x)
+    net = net_at(snapshot, s.network, 1, 0, obs_dim, width, 2 * components)
     forward(net, x, _hidden(s, rows), out)
     for i in range(rows):
         for j in range(components):
@@ -138,7 +140,7 @@ def act_boltzmann(
     """
     q = mean_q(snapshot, obs, support, s)
     rows, actions = q.shape
-    temperature = snapshot[2 * s.statistics]
+    temperature = snapshot[s.network - 2]
     for i in range(rows):
         lane = lanes[i]
         best = -np.inf

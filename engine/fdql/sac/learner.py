@@ -85,11 +85,12 @@ class Learner(Protocol):
         """One update of critics, actor, temperature and target critics from one batch.
 
         obs, next_obs  (B, O) float32, raw; inside: clip((x - obs_mean) * obs_scale, -5, 5);
-                       images (B, O) uint8, O = channels * height * width, inside: x / 255 - 0.5
+                       images (B, O) uint8, O = channels * height * width, inside:
+                       (x - obs_mean) / 255
         action         (B, A) float32 in [-1, 1], or (B,) int32 in [0, A) when discrete
         reward         (B,) float32, raw sum of discounted rewards; inside divided by reward_scale
         discount       (B,) float32, gamma^m of the bootstrap, 0 where the episode terminated
-        obs_mean, obs_scale  (O,) float32; obs_scale is 1 / deviation; images: (0,)
+        obs_mean, obs_scale  (O,) float32; obs_scale is 1 / deviation, of images (0,)
         reward_scale   (1,) float32
         priority_out   (B,) float64, overwritten with the new priorities
         Raises NotFiniteError when a gradient is not finite.
@@ -171,7 +172,7 @@ def check_batch(
         and action.shape == ((n,) if spec.discrete else (n, a))
         and action.dtype == (np.int32 if spec.discrete else np.float32)
         and reward.shape == discount.shape == priority_out.shape == (n,)
-        and obs_mean.shape == obs_scale.shape == (spec.statistics,)
+        and (obs_mean.shape, obs_scale.shape) == ((o,), (spec.scales,))
         and obs.dtype == next_obs.dtype == (np.float32 if spec.image is None else np.uint8)
         and reward_scale.shape == (1,)
         and priority_out.dtype == np.float64

@@ -31,7 +31,7 @@ class NetSpec:
     init_std       standard deviation before tanh that a fresh actor has everywhere
     head           what these outputs are, one of HEADS
     image          (channels, height, width) of an input that is a stack of uint8 images, seen by an
-                   encoder first; None: float32 vectors, normalised by their statistics
+                   encoder first, their mean taken away; None: float32 vectors, normalised
     """
 
     obs_dim: int
@@ -51,8 +51,8 @@ class NetSpec:
         return self.obs_dim if self.image is None else FEATURES
 
     @property
-    def statistics(self) -> int:
-        """Components with a running mean and scale: those of a vector; images need none."""
+    def scales(self) -> int:
+        """Components with a running scale beside their mean: those of a vector, no image's."""
         return self.obs_dim if self.image is None else 0
 
     @property
@@ -199,8 +199,8 @@ def initialise(spec: NetSpec, rng: np.random.Generator) -> F32:
 def policy_shapes(spec: NetSpec) -> dict[str, tuple[int, ...]]:
     """Layout of a published snapshot: statistics and temperature travel with the weights."""
     head: dict[str, tuple[int, ...]] = {
-        "obs_mean": (spec.statistics,),
-        "obs_scale": (spec.statistics,),  # 1 / deviation
+        "obs_mean": (spec.obs_dim,),
+        "obs_scale": (spec.scales,),  # 1 / deviation
         "temperature": (1,),
         "reward_scale": (1,),
     }

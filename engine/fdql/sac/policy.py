@@ -148,7 +148,8 @@ class Policy:
         columns = (s.features, width, width, None, outputs, s.action_dim, s.action_dim)
         return kernels.Scratch(
             HEADS.index(s.head),
-            s.statistics,
+            s.scales,
+            s.obs_dim + s.scales + 2,
             *(np.empty(rows if c is None else (rows, c), dtype=np.float32) for c in columns),
         )
 

@@ -107,14 +107,15 @@ class TorchLearner(LearnerState):
             self.spec, obs, action, reward, discount, next_obs, obs_mean, obs_scale, reward_scale,
             priority_out,
         )  # fmt: skip
-        statistics = self._tensor(obs_mean), self._tensor(obs_scale)
         scaled = self._tensor(reward) / float(reward_scale[0])
         actions, discounts = self._tensor(action), self._tensor(discount)
         temperature = math.exp(self.ln_temperature)  # of this whole update
         noise = None if self.spec.discrete else self._noise(len(obs))
 
         def look(rows: slice) -> Share:
-            inputs, next_inputs = (self._inputs(o[rows], *statistics) for o in (obs, next_obs))
+            inputs, next_inputs = (
+                self._inputs(o[rows], obs_mean, obs_scale) for o in (obs, next_obs)
+            )
             drawn = None if noise is None else noise[rows]
             batch = actions[rows], scaled[rows], discounts[rows]
             return self._look(inputs, next_inputs, *batch, drawn, temperature, len(obs))
@@ -171,11 +172,11 @@ class TorchLearner(LearnerState):
         rows = (x.detach(), q, target.value, next_q, surprise)
         return Share(gradient, loss.detach(), target.clipped * share, rows)
 
-    def _inputs(self, obs: F32 | U8, mean: Tensor, scale: Tensor) -> Tensor:
-        """Normalised vectors (B, O), or centred images (B, C, H, W)."""
+    def _inputs(self, obs: F32 | U8, mean: F32, scale: F32) -> Tensor:
+        """Normalised vectors (B, O), or images less their mean (B, C, H, W)."""
         if self.spec.image is None:
-            return heads.normalised_obs(self._tensor(obs), mean, scale)
-        return encoder.centred(obs, self.spec.image, self._image_dtype).to(self._device)
+            return heads.normalised_obs(*(self._tensor(x) for x in (obs, mean, scale)))
+        return encoder.less_mean(obs, self.spec.image, mean, self._image_dtype).to(self._device)
 
     def _features(self, p: Params, inputs: Tensor) -> Tensor:
         """What critics and actor see: the vector itself, or the encoder's view of images."""
