@@ -66,13 +66,12 @@ def naive_window(rows: list[Row], t: int, n: int, discount: float) -> tuple[floa
 def naive_stack(rows: list[Row], t: int, stack: int) -> list[float]:
     """Observations of the newest `stack` rows up to rows[t], oldest first, one after another.
 
-    Zeros stand for what would lie before the episode, which starts at its RESET row or behind a
-    BOUNDARY row.
+    The episode's first, at its RESET row or behind a BOUNDARY row, stands for those before it too.
     """
     starts = [i for i in range(t + 1) if i == 0 or rows[i].has(RESET) or rows[i - 1].has(BOUNDARY)]
     frames = [row.obs for row in rows[max(starts[-1], t - stack + 1) : t + 1]]
-    missing = (stack - len(frames)) * len(rows[t].obs)
-    return [0.0] * missing + [x for frame in frames for x in frame]
+    frames = frames[:1] * (stack - len(frames)) + frames
+    return [x for frame in frames for x in frame]
 
 
 @dataclass

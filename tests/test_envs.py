@@ -237,7 +237,7 @@ def test_a_stack_is_what_gymnasium_stacks(own_environments):
     made = make_env("own_envs:Coloured")
     spec = describe("own_envs:Coloured", made)
     made.unwrapped.places = False
-    wrapped = FrameStackObservation(made, spec.stack, padding_type="zero")
+    wrapped = FrameStackObservation(made, spec.stack)
     memory = np.full((2, 128 + spec.stack * spec.obs_dim), 77, dtype=np.uint8)
     stacks = FrameStacks(memory[:, 128:], spec.stack)  # rows lie apart, as those of slots do
     for _ in range(2):

@@ -51,6 +51,8 @@ def random_policy(env: str, seed: int, **net: Any) -> Policy:
             view *= 0.1
         elif name == "obs_scale":
             view[:] = rng.uniform(0.2, 3.0, view.shape)
+        elif name == "obs_mean" and spec.image:
+            view[:] = rng.integers(0, 256, view.shape)
     explorer = acting.Explorer(shape, ExploreConfig(), 1, np.zeros(1, dtype=np.bool_), 0)
     return Policy(
         env=spec, facts={"updates": 3}, discount=0.99, longest_episode=27_000,

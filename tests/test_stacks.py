@@ -52,10 +52,10 @@ def sampleable(memory: Replay) -> list[int]:
 
 
 @BOTH
-def test_zeros_before_the_first_frame(shape):
+def test_the_first_frame_stands_for_those_before_it(shape):
     memory = fed(RESET, 0, 0, 0, 0, shape=shape)
-    assert frames(memory, 0) == ([0, 0, 1], [0, 1, 2])
-    assert frames(memory, 1) == ([0, 1, 2], [1, 2, 3])
+    assert frames(memory, 0) == ([1, 1, 1], [1, 1, 2])
+    assert frames(memory, 1) == ([1, 1, 2], [1, 2, 3])
     assert frames(memory, 2) == ([1, 2, 3], [2, 3, 4])
     assert frames(memory, 3) == ([2, 3, 4], [3, 4, 5])
 
@@ -64,8 +64,8 @@ def test_zeros_before_the_first_frame(shape):
 @pytest.mark.parametrize("first", [RESET, 0])  # a BOUNDARY row divides without the flag too
 def test_no_stack_reaches_into_the_episode_before(shape, first):
     memory = fed(RESET, 0, 0, TRUNCATED, BOUNDARY, first, 0, 0, 0, shape=shape)
-    assert frames(memory, 5) == ([0, 0, 6], [0, 6, 7])
-    assert frames(memory, 6) == ([0, 6, 7], [6, 7, 8])
+    assert frames(memory, 5) == ([6, 6, 6], [6, 6, 7])
+    assert frames(memory, 6) == ([6, 6, 7], [6, 7, 8])
     assert frames(memory, 7) == ([6, 7, 8], [7, 8, 9])
 
 
@@ -73,16 +73,16 @@ def test_no_stack_reaches_into_the_episode_before(shape, first):
 def test_the_final_observation_has_its_own_history(end):
     memory = fed(RESET, 0, 0, end, BOUNDARY, RESET, 0, 0, n_step=3)
     # all windows but the first are cut at row 4, which shows 5
-    assert frames(memory, 0) == ([0, 0, 1], [2, 3, 4])
+    assert frames(memory, 0) == ([1, 1, 1], [2, 3, 4])
     assert frames(memory, 2) == ([1, 2, 3], [3, 4, 5])
     assert frames(memory, 3) == ([2, 3, 4], [3, 4, 5])
 
 
 def test_episodes_shorter_than_a_stack():
     memory = fed(RESET | TRUNCATED, BOUNDARY, RESET, TRUNCATED, BOUNDARY, n_step=3)
-    assert frames(memory, 0) == ([0, 0, 1], [0, 1, 2])
-    assert frames(memory, 2) == ([0, 0, 3], [3, 4, 5])
-    assert frames(memory, 3) == ([0, 3, 4], [3, 4, 5])
+    assert frames(memory, 0) == ([1, 1, 1], [1, 1, 2])
+    assert frames(memory, 2) == ([3, 3, 3], [3, 4, 5])
+    assert frames(memory, 3) == ([3, 3, 4], [3, 4, 5])
 
 
 def test_a_first_row_ends_the_walk_by_its_flag_alone():
@@ -91,8 +91,8 @@ def test_a_first_row_ends_the_walk_by_its_flag_alone():
     out = np.full((3, 3, 2), 99, np.float32)
     gather_stacks(np.array([1, 2, 3]), 4, flags, obs, out)
     assert out.reshape(3, 6).tolist() == [
-        [0, 0, 0, 0, 3, 4],
-        [0, 0, 3, 4, 5, 6],
+        [3, 4, 3, 4, 3, 4],
+        [3, 4, 3, 4, 5, 6],
         [3, 4, 5, 6, 7, 8],
     ]
 
@@ -102,8 +102,8 @@ def test_a_successor_s_first_row_without_the_flag():
     memory = fed(RESET, 0, 0, 0)
     fed(0, 0, 0, memory=memory, new_incarnation=True)
     assert frames(memory, 2) == ([1, 2, 3], [2, 3, 4])
-    assert frames(memory, 4) == ([0, 0, 5], [0, 5, 6])
-    assert frames(memory, 5) == ([0, 5, 6], [5, 6, 7])
+    assert frames(memory, 4) == ([5, 5, 5], [5, 5, 6])
+    assert frames(memory, 5) == ([5, 5, 6], [5, 6, 7])
 
 
 @BOTH

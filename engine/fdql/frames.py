@@ -136,8 +136,8 @@ def to_rows(
 class FrameStacks:
     """The newest `stack` rows of n environments each: what the network is asked about.
 
-    rows    (n, stack * obs_dim) float32 or uint8, given: an environment's rows, oldest first, zeros
-            before the first of the episode
+    rows    (n, stack * obs_dim) float32 or uint8, given: an environment's rows, oldest first; the
+            episode's first again for those before it
     newest  (n, obs_dim), a view of rows
     """
 
@@ -153,8 +153,7 @@ class FrameStacks:
 
     def _reset(self, i: int, row: NDArray[Any]) -> None:
         """`row` (obs_dim,) is environment i's first of an episode."""
-        self._older[i] = 0
-        self.newest[i] = row
+        self.rows[i].reshape(-1, len(row))[:] = row
 
     def _push(self, i: int, row: NDArray[Any]) -> None:
         """`row` (obs_dim,) is environment i's next of its episode."""

@@ -51,8 +51,8 @@ class Policy:
         in front).
 
         Images are uint8. A policy that sees several at once (env.stack > 1) takes each observation
-        as (stack, *shape of the space), the newest last and zeros before the episode's first:
-        gymnasium.wrappers.FrameStackObservation(env, stack, padding_type="zero") gives them so.
+        as (stack, *shape of the space), the newest last and the episode's first again for those
+        before it: gymnasium.wrappers.FrameStackObservation(env, stack) gives them so.
         deterministic=False draws from the policy instead of taking its greedy action. Raises
         ValueError for another shape, for images of another dtype, or for a NaN or infinity.
         """
@@ -80,10 +80,7 @@ class Policy:
         shape = spec.obs_shape if spec.stack == 1 else (spec.stack, *spec.obs_shape)
         one = obs.shape == shape
         if not one and obs.shape[1:] != shape:
-            wrapped = (
-                f": gymnasium.wrappers.FrameStackObservation(env, {spec.stack}, "
-                'padding_type="zero") gives them'
-            )
+            wrapped = f": gymnasium.wrappers.FrameStackObservation(env, {spec.stack}) gives them"
             raise ValueError(
                 f"obs has shape {obs.shape}; {shape} or (n, *{shape}) works"
                 + (wrapped if spec.stack > 1 else "")

@@ -19,8 +19,8 @@ from fdql.shm.chunk import BOUNDARY, RESET, RowShape
 class Batch:
     """B sampled transitions and the statistics of the moment; allocated once, refilled for ever.
 
-    O = stack * obs_dim numbers make an observation: frame after frame, the newest last, zeros for
-    those before the episode's first.
+    O = stack * obs_dim numbers make an observation: frame after frame, the newest last, the
+    episode's first for those before it.
 
     obs, next_obs  (B, O) float32 or uint8, raw; next_obs is the final observation where the window
                    was cut
@@ -122,11 +122,11 @@ def gather_stacks(row: I64, lane_rows: int, flags: U8, obs: Obs, out: Obs) -> No
 
     row    (>= B,) int64, rows none of whose stack - 1 predecessors in the lane is overwritten
     flags  (rows,) uint8, obs (rows, F): columns of the store
-    out    (B, stack, F) of obs's dtype, written: oldest frame first, zeros before the episode
+    out    (B, stack, F) of obs's dtype, written: oldest frame first, the episode's first again for
+           those before it
 
     An episode begins at its RESET flag, and behind a BOUNDARY row whether or not the flag is there.
-    A BOUNDARY row is the newest of its own episode, so this holds for final observations too. What
-    was never written is zero, flags too: a lane's first episode needs no flag either.
+    A BOUNDARY row is the newest of its own episode, so this holds for final observations too.
 
     Frames are copied upwards, the way the processor reads ahead: 2 x 256 stacks of 4 frames of
     84 x 84 bytes take 1.4 ms, downwards 2.2 ms, two calls of numpy.take 1.2 ms.
@@ -146,7 +146,7 @@ def gather_stacks(row: I64, lane_rows: int, flags: U8, obs: Obs, out: Obs) -> No
             oldest -= 1
         for place in range(oldest):
             for k in range(width):
-                out[b, place, k] = 0
+                out[b, place, k] = obs[at, k]
         for place in range(oldest, last + 1):
             for k in range(width):
                 out[b, place, k] = obs[at, k]

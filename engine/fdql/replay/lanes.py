@@ -197,6 +197,7 @@ class LaneStore:
         self.n_step = n_step
         self.stack = shape.stack
         self.flags: U8 = zero_column((rows,), np.uint8)
+        self.flags[:] = BOUNDARY  # no stack reaches back to what was never written
         self.reward: F32 = zero_column((rows,), np.float32)
         self.version: U32 = zero_column((rows,), np.uint32)
         self.action: I32 = zero_column((rows, shape.action_words), np.int32)
