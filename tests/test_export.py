@@ -52,7 +52,7 @@ def random_policy(env: str, seed: int, **net: Any) -> Policy:
         elif name == "obs_scale":
             view[:] = rng.uniform(0.2, 3.0, view.shape)
         elif name == "obs_mean" and spec.image:
-            view[:] = rng.integers(0, 256, view.shape)
+            view[:] = rng.integers(100, 156, view.shape)
     explorer = acting.Explorer(shape, ExploreConfig(), 1, np.zeros(1, dtype=np.bool_), 0)
     return Policy(
         env=spec, facts={"updates": 3}, discount=0.99, longest_episode=27_000,
