@@ -79,8 +79,7 @@ class Policy:
     def features(self, obs: Obs) -> F32:
         """What the network's kernels take: vectors as they are, images encoded, (n, F) float32.
 
-        obs (n >= 1, O) C-contiguous, float32, or uint8 where the policy sees images; else
-        ValueError.
+        obs (n >= 1, O) C-contiguous, float32, or uint8 where images are seen; else ValueError.
         """
         images, spec = self._encoder is not None, self.spec
         dtype = np.uint8 if images else np.float32
