@@ -52,7 +52,6 @@ def learn(learner, obs, action, reward):
         obs, action, reward, np.zeros(n, dtype=np.float32), obs, MEAN, NOTHING, ONE, priority
     )
     return priority
-    return priority
 
 
 def test_shapes_of_the_encoder_counted_by_hand():

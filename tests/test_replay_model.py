@@ -119,11 +119,8 @@ class ReplayAgainstList(RuleBasedStateMachine):
             assert out.version[b] == rows[serial].version
         self.late.append(out)
         if self.shape.pixels:
-            n, columns = (
-                len(self.naive.steps),
-                zip(*(row.obs for row in self.naive.steps), strict=True),
-            )
-            mean = [math.floor(math.fsum(c) / n + 0.5) for c in columns]
+            columns = zip(*(row.obs for row in self.naive.steps), strict=True)
+            mean = [math.floor(math.fsum(c) / len(c) + 0.5) for c in columns]
             assert out.obs_mean.tolist() == mean * self.shape.stack
             assert out.obs_scale.size == 0
             return

@@ -248,8 +248,9 @@ def test_kernels_are_the_same_program_without_compilation():
 
 KERNELS = [
     sum_tree.repair_sums, sum_tree.draw_strata, sum_tree.first_refused, lanes.append_rows,
-    statistics.observe_rows, nstep.n_step_windows, batch.touch_rows, batch.gather_rows,
-    batch.gather_obs, batch.gather_stacks, replay.write_fresh,
+    statistics.observe_rewards, statistics.observe_vectors, statistics.observe_pixels,
+    nstep.n_step_windows, batch.touch_rows, batch.gather_rows, batch.gather_obs,
+    batch.gather_stacks, replay.write_fresh,
 ]  # fmt: skip
 
 

@@ -33,27 +33,16 @@ HEADROOM = 0.9
 
 
 @njit()
-def observe_rows(
-    lane: U16, flags: U8, reward: F32, obs: Obs, n_rows: int, first_lane: int, discount: float,
-    running: F64, sums: F64, moments: F64, obs_mean: F32, obs_scale: F32,
+def observe_rewards(
+    lane: U16, flags: U8, reward: F32, n_rows: int, first_lane: int, discount: float,
+    running: F64, sums: F64,
 ) -> None:  # fmt: skip
-    """Take the steps among rows 0..n_rows of a chunk into the statistics. No allocation.
+    """Take the steps among rows 0..n_rows of a chunk into the reward sums. No allocation.
 
     running    (lanes, 2) float64, discounted reward sums of each lane: EPISODE's since its begin;
                ENDLESS since the last termination, past time limits, as values are
     sums       (4,)     float64, COUNT, MEAN, SQUARES of all the first, LARGEST of the second
-    moments    (5, O)   float64, mean, variance, count in [2, 0], two rows of scratch (Chan 1979)
-    obs_mean   (O,)     float32, written: mean
-    obs_scale  (O,)     float32, written: 1 / sqrt(variance + 1e-12 mean**2 + 1e-16)
-
-    Of images O is 0 here: see observe_pixels.
     """
-    mean, square = moments[3], moments[4]
-    width = obs_mean.size
-    for k in range(width):
-        mean[k] = 0.0
-        square[k] = 0.0
-    n = 0
     for r in range(n_rows):
         at = first_lane + int(lane[r])
         if flags[r] & (BOUNDARY | RESET):
@@ -69,10 +58,30 @@ def observe_rows(
         sums[MEAN] += off / sums[COUNT]
         sums[SQUARES] += off * (g - sums[MEAN])
         sums[LARGEST] = max(sums[LARGEST], abs(endless))
-        n += 1
-        for k in range(width):
-            mean[k] += obs[r, k]
-    if n == 0 or width == 0:
+
+
+@njit()
+def observe_vectors(
+    flags: U8, obs: Obs, n_rows: int, moments: F64, obs_mean: F32, obs_scale: F32
+) -> None:
+    """Take the steps among rows 0..n_rows of a chunk into the moments. No allocation.
+
+    moments    (5, O)   float64, mean, variance, count in [2, 0], two rows of scratch (Chan 1979)
+    obs_mean   (O,)     float32, written: mean
+    obs_scale  (O,)     float32, written: 1 / sqrt(variance + 1e-12 mean**2 + 1e-16)
+    """
+    mean, square = moments[3], moments[4]
+    width = obs_mean.size
+    for k in range(width):
+        mean[k] = 0.0
+        square[k] = 0.0
+    n = 0
+    for r in range(n_rows):
+        if flags[r] & BOUNDARY == 0:
+            n += 1
+            for k in range(width):
+                mean[k] += obs[r, k]
+    if n == 0:
         return
     for k in range(width):
         mean[k] /= n
@@ -115,7 +124,7 @@ def observe_pixels(flags: U8, obs: Obs, n_rows: int, moments: F64, obs_mean: F32
 
 
 class Statistics:
-    """Mean and scale of observations, sums of rewards; see observe_rows and, of images,
+    """Mean and scale of observations, sums of rewards; see observe_rewards, observe_vectors and
     observe_pixels for the arrays. Frames of a stack share those of the newest.
 
     Images have a mean alone: their scale is a constant.
@@ -136,19 +145,19 @@ class Statistics:
             self.moments[2] = START_COUNT
         self.obs_mean: F32 = np.zeros(shape.obs_dim, dtype=np.float32)
         self.obs_scale: F32 = np.ones(scaled, dtype=np.float32)
-        self._none: F64 = np.zeros((5, 0), dtype=np.float64)
         self.reward_scale = 1.0
 
     def observe(self, views: ChunkViews, n_rows: int, first_lane: int) -> None:
         """Take in the steps among rows 0..n_rows of a chunk."""
-        moments, mean = self.moments, self.obs_mean
-        if self.pixels:
-            observe_pixels(views.flags, views.obs, n_rows, moments, mean)
-            moments, mean = self._none, self.obs_scale
-        observe_rows(
-            views.lane, views.flags, views.reward, views.obs, n_rows, first_lane, self.discount,
-            self.running, self.sums, moments, mean, self.obs_scale,
+        observe_rewards(
+            views.lane, views.flags, views.reward, n_rows, first_lane, self.discount,
+            self.running, self.sums,
         )  # fmt: skip
+        rows = views.flags, views.obs, n_rows, self.moments, self.obs_mean
+        if self.pixels:
+            observe_pixels(*rows)
+        else:
+            observe_vectors(*rows, self.obs_scale)
 
     def rescale(self) -> None:
         """reward_scale = max(std of the reward sums, largest |sum| / (HEADROOM v_max), 1e-8).
