@@ -94,6 +94,48 @@ def test_planes_become_pixels_less_their_mean(channels, dtype):
     np.testing.assert_array_equal(pixels.to(torch.float64), wanted)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_images_are_moved_after_their_mean_is_taken_away(channels, dtype):
+    """By every shift of up to 3 rows and columns, edges repeated, as numpy's pad does it."""
+    rng = np.random.default_rng(0)
+    shape, most = (channels, 6, 9), 3
+    steps = range(-most, most + 1)
+    shift = np.array([(down, right) for down in steps for right in steps], np.int32)
+    planes = rng.integers(0, 256, (len(shift), *shape), dtype=np.uint8)
+    mean = rng.integers(0, 256, shape).astype(np.float32)
+    pixels = less_mean(planes.reshape(len(shift), -1), shape, mean.ravel(), dtype, shift)
+    around = ((0, 0), (0, 0), (most, most), (most, most))
+    padded = np.pad(planes - mean, around, mode="edge")
+    for one, wide, (down, right) in zip(pixels, padded, shift, strict=True):
+        wanted = wide[:, most + down : most + down + 6, most + right : most + right + 9]
+        np.testing.assert_array_equal(one.to(torch.float64), wanted)
+
+
+def test_a_batch_is_learned_from_moved_images(monkeypatch):
+    """s and s' by draws of their own, rows by all that image_shift allows; at 0 by none."""
+    seen = []
+
+    def recorded(images, image, mean, dtype, shift):
+        seen.append(shift)
+        return less_mean(images, image, mean, dtype, shift)
+
+    monkeypatch.setattr("fdql.sac.update.encoder.less_mean", recorded)
+    spec, n = spec_of(True), 512
+    obs, action = images(np.random.default_rng(0), n), np.zeros(n, np.int32)
+    for image_shift, values in ((0.05, [-1, 0, 1]), (0.0, [0])):  # of a side of 36
+        seen.clear()
+        config = SacConfig(**SMALL, image_shift=image_shift)
+        learn(TorchLearner(spec, config, 0.4, 0), obs, action, np.zeros(n, np.float32))
+        now, later = (np.concatenate(seen[what::2]) for what in (0, 1))
+        assert now.shape == later.shape == (n, 2)
+        for column in (*now.T, *later.T):
+            np.testing.assert_array_equal(np.unique(column), values)
+        if image_shift:
+            assert (now != later).mean() > 0.5
+            assert (now[:, 0] != now[:, 1]).mean() > 0.5
+
+
 def naive_encode(p, pixels):
     """Features (256,) of one image (C, H, W) in float64, by the definition."""
     x = (pixels - MEAN.reshape(pixels.shape)) / 255.0

@@ -135,6 +135,10 @@ class SacConfig:
     """Products of the image encoder while learning; auto: bfloat16 on a GPU and where the
     CPU multiplies it.
     """
+    image_shift: float = 0.05
+    """Images of a batch are moved, each on its own and up to this share of their height and width,
+    their edges repeated: random shifts (DrQ, Kostrikov 2021). 0 leaves them where they are.
+    """
     pessimism: float | None = None
     """Value of two target critics: their minimum at 1, their mean at 0; None: 1 for discrete
     actions, 0 for continuous ones (TQC: see quantiles_dropped).
@@ -251,6 +255,13 @@ class SacConfig:
             self.target_epsilon,
             "must be in (0, 1)",
             0.1,
+        )
+        _require(
+            0 <= self.image_shift < 0.5,
+            "sac.image_shift",
+            self.image_shift,
+            "must be in [0, 0.5)",
+            0.05,
         )
         for key in ("target_std_updates", "policy_delay"):
             value = getattr(self, key)

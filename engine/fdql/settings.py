@@ -63,6 +63,7 @@ ABOUT = {
     "sac.target_std_updates": ("updates", "docs/adr/0016"),
     "sac.target_epsilon": ("probability", "trials"),
     "sac.image_dtype": ("choice", "docs/adr/0012"),
+    "sac.image_shift": ("share of the side", "Kostrikov 2021; docs/adr/0020"),
     "sac.pessimism": ("share", "docs/adr/0013"),
     "sac.policy_delay": ("updates", "Fujimoto 2018 (TD3)"),
     "replay.capacity": ("transitions", "Mnih 2015, and what fits 2 GiB"),

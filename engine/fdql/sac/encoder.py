@@ -51,16 +51,16 @@ def keep_freed_memory() -> None:
 
 def less_mean(
     images: NDArray[Any], image: tuple[int, int, int], mean: F32,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype = torch.float32, shift: NDArray[np.int32] | None = None,
 ) -> Tensor:  # fmt: skip
     """x - mean of images (B, O), mean (O,), O = channels * height * width, as (B, channels, height,
-    width).
+    width), each moved by its rows and columns of shift (B, 2).
 
     Exact in float32 and bfloat16, the two that `dtype` may be, for means that are whole numbers;
     `encode` leaves the division by 255 to its weights.
     """
     short = dtype == torch.bfloat16
-    pixels = torch.from_numpy(kernels_images.less_mean(images, image, mean, short))
+    pixels = torch.from_numpy(kernels_images.less_mean(images, image, mean, short, shift))
     return (pixels.view(torch.bfloat16) if short else pixels).permute(0, 3, 1, 2)
 
 

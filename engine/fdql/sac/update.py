@@ -111,11 +111,11 @@ class TorchLearner(LearnerState):
         actions, discounts = self._tensor(action), self._tensor(discount)
         temperature = math.exp(self.ln_temperature)  # of this whole update
         noise = None if self.spec.discrete else self._noise(len(obs))
+        shift, next_shift = self._shifts(len(obs)), self._shifts(len(obs))
 
         def look(rows: slice) -> Share:
-            inputs, next_inputs = (
-                self._inputs(o[rows], obs_mean, obs_scale) for o in (obs, next_obs)
-            )
+            inputs = self._inputs(obs[rows], obs_mean, obs_scale, shift[rows])
+            next_inputs = self._inputs(next_obs[rows], obs_mean, obs_scale, next_shift[rows])
             drawn = None if noise is None else noise[rows]
             batch = actions[rows], scaled[rows], discounts[rows]
             return self._look(inputs, next_inputs, *batch, drawn, temperature, len(obs))
@@ -172,11 +172,20 @@ class TorchLearner(LearnerState):
         rows = (x.detach(), q, target.value, next_q, surprise)
         return Share(gradient, loss.detach(), target.clipped * share, rows)
 
-    def _inputs(self, obs: F32 | U8, mean: F32, scale: F32) -> Tensor:
-        """Normalised vectors (B, O), or images less their mean (B, C, H, W)."""
+    def _shifts(self, n: int) -> I32:
+        """(n, 2) rows and columns by which images are moved. (DrQ, Kostrikov 2021, section 3.1)"""
+        if self.spec.image is None:
+            return np.zeros((n, 2), np.int32)
+        most = [int(self.config.image_shift * side) for side in self.spec.image[1:]]
+        low, high = np.negative(most), np.add(most, 1)
+        return self._rng.integers(low, high, (n, 2), dtype=np.int32)
+
+    def _inputs(self, obs: F32 | U8, mean: F32, scale: F32, shift: I32) -> Tensor:
+        """Normalised vectors (B, O), or images less their mean, moved, (B, C, H, W)."""
         if self.spec.image is None:
             return heads.normalised_obs(*(self._tensor(x) for x in (obs, mean, scale)))
-        return encoder.less_mean(obs, self.spec.image, mean, self._image_dtype).to(self._device)
+        image, dtype = self.spec.image, self._image_dtype
+        return encoder.less_mean(obs, image, mean, dtype, shift).to(self._device)
 
     def _features(self, p: Params, inputs: Tensor) -> Tensor:
         """What critics and actor see: the vector itself, or the encoder's view of images."""
