@@ -135,7 +135,7 @@ class SacConfig:
     """Products of the image encoder while learning; auto: bfloat16 on a GPU and where the
     CPU multiplies it.
     """
-    image_shift: float = 0.05
+    image_shift: float = 0.025
     """Images of a batch are moved, each on its own and up to this share of their height and width,
     their edges repeated: random shifts (DrQ, Kostrikov 2021). 0 leaves them where they are.
     """
@@ -261,7 +261,7 @@ class SacConfig:
             "sac.image_shift",
             self.image_shift,
             "must be in [0, 0.5)",
-            0.05,
+            0.025,
         )
         for key in ("target_std_updates", "policy_delay"):
             value = getattr(self, key)
