@@ -26,11 +26,14 @@ cache unless told to.
 Before the first measured run of each, a short one warms the caches and is thrown away. Runs that
 --out holds are not repeated, so an interrupted campaign goes on where it stopped; only those are
 that failed, had too little time, or during which the whole machine stood still ("stalled_seconds").
+With --keep a run of fdql that was itself interrupted goes on from its newest checkpoint; its times
+are then its own clock's, which starts a moment after the command and does not count the break.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -66,10 +69,12 @@ Point = tuple[float, int, int, float]  # seconds, environment steps, updates, me
 
 
 class Watch:
-    """The evaluations that a run appends to its file, stamped when they are first seen."""
+    """The evaluations that a run appends to its file, stamped when they are first seen; those of
+    one that goes on by its own clock.
+    """
 
-    def __init__(self, metrics: Path, began: float) -> None:
-        self.metrics, self.began = metrics, began
+    def __init__(self, metrics: Path, began: float, goes_on: bool) -> None:
+        self.metrics, self.began, self.goes_on = metrics, began, goes_on
         self.curve: list[Point] = []
         self.stalled = 0.0  # seconds in which this process could not look
         self._read = 0  # bytes of whole lines taken in
@@ -81,6 +86,8 @@ class Watch:
         self.stalled += gap if gap > STALL else 0.0
         if not self.metrics.exists() or self.metrics.stat().st_size == self._read:
             return
+        if self.metrics.stat().st_size < self._read:  # cut to its newest checkpoint
+            self._read, self.curve = 0, []
         now = round(time.monotonic() - self.began, 3)
         with self.metrics.open("rb") as file:
             file.seek(self._read)
@@ -92,18 +99,27 @@ class Watch:
                 if "eval/updates" in row:  # other rows are fdql's metrics in between
                     keys = ("eval/env_steps", "eval/updates", "eval/mean_reward")
                     steps, updates, mean = (row[key] for key in keys)
-                    self.curve.append((now, steps, updates, mean))
+                    seconds = round(row["time/time_elapsed"], 3) if self.goes_on else now
+                    self.curve.append((seconds, steps, updates, mean))
+
+
+def made_before(metrics: Path) -> float:
+    """Seconds of its own clock that a run has behind it."""
+    rows = metrics.read_text().splitlines() if metrics.exists() else []
+    clocks = [json.loads(row)["time/time_elapsed"] for row in rows if row.endswith("}")]
+    return float(clocks[-1]) if clocks else 0.0
 
 
 def execute(start: Start, log: Path, max_seconds: float) -> tuple[Watch, float, int]:
     """Run until it ends, or SIGINT at `max_seconds`. Returns what was seen, seconds, exit code."""
+    before = made_before(start.metrics)
     words, variables = start.command(), start.variables()
     with log.open("w") as output:
-        began = time.monotonic()
+        began = time.monotonic() - before
         process = subprocess.Popen(
             words, cwd=ROOT, env=variables, stdin=subprocess.DEVNULL, stdout=output, stderr=output
         )
-        watch = Watch(start.metrics, began)
+        watch = Watch(start.metrics, began, before > 0.0)
         try:
             while process.poll() is None and time.monotonic() - began < max_seconds:
                 watch.look()
@@ -131,11 +147,22 @@ def prepare(
     )  # fmt: skip
 
 
+def folder_of(
+    who: str, seed: int, args: argparse.Namespace
+) -> contextlib.AbstractContextManager[str]:
+    """Where a run leaves its files: with --keep a folder that stays."""
+    if args.keep is None or not own_name(who):
+        return tempfile.TemporaryDirectory(prefix="fdql-learning-")
+    folder = args.keep.absolute() / f"{args.env.replace('/', '-')}-{who}-{seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    return contextlib.nullcontext(str(folder))
+
+
 def measure(who: str, seed: int, args: argparse.Namespace) -> Run:
     """One run: when, and after how much, the line was reached; without that, how far it came."""
     task = TASKS[args.env]
     load, stolen = os.getloadavg()[0], stolen_seconds()
-    with tempfile.TemporaryDirectory(prefix="fdql-learning-") as name:
+    with folder_of(who, seed, args) as name:
         start = prepare(who, seed, name, args)
         log = start.folder / "log.txt"
         watch, seconds, code = execute(start, log, args.max_seconds)
@@ -246,6 +273,7 @@ def main() -> int:
         help="JSON file of the runs; an existing one is continued",
     )
     add("--max-seconds", type=float, default=900.0, help="of one run")
+    add("--keep", type=Path, help="where runs of fdql stay, so that an interrupted one goes on")
     add("--venvs", type=Path, default=ROOT / "build" / "peers", help="where build.sh put the peers")
     add("--threads", type=int, default=usable_cores(), help="OMP_NUM_THREADS of the peers")
     add("--no-warm-up", action="store_true", help="the first run of each may find cold caches")

@@ -78,7 +78,7 @@ TASKS = {
 class Start:
     """One run to be started.
 
-    folder      empty, for its files
+    folder      for its files: empty, or holding those of the same run of ours, interrupted
     venvs       where the peers' virtual environments are
     threads     OMP_NUM_THREADS of a peer
     most_steps  environment steps after which it ends, whatever its score; None: line or time
@@ -110,6 +110,7 @@ class Start:
         if self.ours:
             words = [sys.executable, str(ROOT / "main.py"), *words]
             words += ["--run-dir", str(self.folder / "run")]
+            words += ["--resume", "auto"] if self.metrics.exists() else []
             words += ["--stop-at-return", "never" if line is None else f"{line:g}"]
             if self.ours == "serial":
                 words += ["--serial", "--eval.every-steps", str(task.every_steps)]
