@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fdql.proc.evaluator import evaluator_main, rest_seconds
+import numpy as np
+import pytest
+from fdql.proc.evaluator import Evaluator, evaluator_main, rest_seconds
 from fdql.proc.memory import BELL_EVALUATOR, STOP, RunMemory
 from plans import small_plan
 
@@ -44,6 +46,37 @@ def test_a_stop_just_before_the_sleep_is_seen_at_once(
     assert evaluator_main(memory, Silent()) == 0  # type: ignore[arg-type]
     assert bell.slept == 0
     del bell.bell
+    memory.close()
+
+
+@pytest.mark.parametrize(
+    ("newer", "long", "given_up"), [(10, 0, False), (11, 0, True), (11, 1, False)]
+)
+def test_an_old_policy_is_given_up(
+    own_environments: None, tmp_path: Path, monkeypatch: Any, newer: int, long: int, given_up: bool
+) -> None:
+    """Update 5 is played. Long games of it end when it is less than half of what is newest."""
+    monkeypatch.setattr("fdql.proc.evaluator.LONG_NS", long * 10**15)
+    plan = small_plan("own_envs:Counting", tmp_path)
+    memory = RunMemory.create(plan, shared=False)
+    said: list[tuple[str, Any]] = []
+    evaluator = Evaluator(memory, lambda kind, **values: said.append((kind, values)))
+    writer, flat = memory.weights_writer(), np.ones(plan.policy_size, dtype=np.float32)
+    writer.publish(flat, 5)
+
+    def goes_on() -> bool:
+        if evaluator.weights.latest == 5:
+            writer.publish(flat, newer)
+        return True
+
+    result = evaluator.evaluate(goes_on)
+    assert (result is None) == given_up
+    assert [kind for kind, _ in said] == ["note" if given_up else "evaluation"]
+    if given_up:
+        assert "update 5 was given up, 0 of 4 episodes" in said[0][1]["message"]
+        evaluator.evaluate(goes_on)  # the newest one
+        assert (said[1][0], said[1][1]["updates"]) == ("evaluation", newer)
+    evaluator.arena.close()
     memory.close()
 
 

@@ -35,6 +35,9 @@ from fdql.sac.policy import Policy, precompile
 from fdql.shm.records import now_ns
 
 SLICE_NS = 100_000_000  # longest wait between two looks at the stop word
+# An evaluation that takes longer is given up once the policy has had as many updates again: what
+# knows nothing yet can make games of half an hour, and nobody asks for its score then.
+LONG_NS = 30_000_000_000
 HEAD_START_SECONDS = 10.0  # of evaluation before eval.share counts: quick solutions show at once
 
 
@@ -69,6 +72,7 @@ class Evaluator:
         self.first_version = 1 if governor.free else governor.due(config.explore.warmup_steps)
         self.every_steps = config.eval.every_steps
         self.version = 0  # evaluated last
+        self.given_up = False  # that evaluation
         # Inserted steps at which the next evaluation may start. A run that goes on has evaluated
         # the policy that it begins with.
         self.next_steps = 0
@@ -86,19 +90,27 @@ class Evaluator:
         return enough and self.trainer.get(Counter.INSERTED) >= self.next_steps
 
     def _timed(self, goes_on: Callable[[], bool]) -> Callable[[], bool]:
-        """`goes_on`, asked before every step of the arena, that also records the step before it."""
-        last = now_ns()
+        """`goes_on`, asked before every step of the arena, that also records the step before it and
+        says when the policy is not worth the rest.
+        """
+        began = last = now_ns()
+        self.given_up = False
 
         def asked() -> bool:
             nonlocal last
             last = self.record.observe_since(Stage.EVALUATE, last)
             self.record.set(Counter.EPISODES, self.arena.ended)
-            return goes_on()
+            if not goes_on():
+                return False
+            self.given_up = last - began > LONG_NS and self.weights.latest > 2 * self.version
+            return not self.given_up
 
         return asked
 
     def evaluate(self, goes_on: Callable[[], bool]) -> Evaluation | None:
-        """Evaluate the newest policy and report it; keep it when it is among the best."""
+        """Evaluate the newest policy and report it; keep it when it is among the best. None: told
+        to stop, or given up.
+        """
         self.version, data = self.weights.acquire()
         flat = np.frombuffer(data, dtype=np.float32)[: self.plan.policy_size].copy()
         del data
@@ -110,6 +122,10 @@ class Evaluator:
         result = self.arena.play(self.policy, self._timed(goes_on))
         self.record.span(Mark.EVALUATION, t0_ns, updates)
         if result is None:
+            if self.given_up:
+                ended, of = self.arena.ended, len(self.arena.seeds)
+                text = f"the evaluation of update {updates} was given up, {ended} of {of} episodes"
+                self.send("note", message=f"{text} in {time.monotonic() - t0:.0f} s: it was old")
             return None
         self.record.add(Counter.EVALUATIONS, 1)
         self.record.set(Counter.EPISODES, self.arena.ended)
