@@ -84,9 +84,10 @@ class Watch:
         """Take in what was appended since the last look."""
         gap, self._last = time.monotonic() - self._last, time.monotonic()
         self.stalled += gap if gap > STALL else 0.0
-        if not self.metrics.exists() or self.metrics.stat().st_size == self._read:
+        size = self.metrics.stat().st_size if self.metrics.exists() else 0
+        if size == self._read:
             return
-        if self.metrics.stat().st_size < self._read:  # cut to its newest checkpoint
+        if size < self._read:  # cut to its newest checkpoint
             self._read, self.curve = 0, []
         now = round(time.monotonic() - self.began, 3)
         with self.metrics.open("rb") as file:

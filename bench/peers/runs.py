@@ -109,8 +109,8 @@ class Start:
         words = ["--env", self.env, "--seed", str(self.seed)]
         if self.ours:
             words = [sys.executable, str(ROOT / "main.py"), *words]
-            words += ["--run-dir", str(self.folder / "run")]
-            words += ["--resume", "auto"] if self.metrics.exists() else []
+            run = self.folder / "run"
+            words += ["--run-dir", str(run), *(["--resume", "auto"] if run.exists() else [])]
             words += ["--stop-at-return", "never" if line is None else f"{line:g}"]
             if self.ours == "serial":
                 words += ["--serial", "--eval.every-steps", str(task.every_steps)]

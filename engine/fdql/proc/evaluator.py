@@ -89,11 +89,11 @@ class Evaluator:
         enough = latest > self.version and latest >= self.first_version
         return enough and self.trainer.get(Counter.INSERTED) >= self.next_steps
 
-    def _timed(self, goes_on: Callable[[], bool]) -> Callable[[], bool]:
+    def _timed(self, goes_on: Callable[[], bool], began: int) -> Callable[[], bool]:
         """`goes_on`, asked before every step of the arena, that also records the step before it and
-        says when the policy is not worth the rest.
+        says when the policy is not worth the rest. began: now_ns().
         """
-        began = last = now_ns()
+        last = began
         self.given_up = False
 
         def asked() -> bool:
@@ -118,14 +118,15 @@ class Evaluator:
         self.policy.load(flat)
         steps, updates = self.trainer.get(Counter.INSERTED), self.version
         self.next_steps = next_due(steps, self.every_steps)
-        t0, t0_ns = time.monotonic(), now_ns()
-        result = self.arena.play(self.policy, self._timed(goes_on))
-        self.record.span(Mark.EVALUATION, t0_ns, updates)
+        began = now_ns()
+        result = self.arena.play(self.policy, self._timed(goes_on, began))
+        self.record.span(Mark.EVALUATION, began, updates)
+        seconds = (now_ns() - began) * 1e-9
         if result is None:
             if self.given_up:
                 ended, of = self.arena.ended, len(self.arena.seeds)
                 text = f"the evaluation of update {updates} was given up, {ended} of {of} episodes"
-                self.send("note", message=f"{text} in {time.monotonic() - t0:.0f} s: it was old")
+                self.send("note", message=f"{text} in {seconds:.0f} s: it was old")
             return None
         self.record.add(Counter.EVALUATIONS, 1)
         self.record.set(Counter.EPISODES, self.arena.ended)
@@ -141,7 +142,7 @@ class Evaluator:
             q_bias=result.q_bias(self.policy.reward_scale),
             updates=updates,
             env_steps=steps,
-            seconds=time.monotonic() - t0,
+            seconds=seconds,
         )
         return result
 
