@@ -9,15 +9,7 @@ from fdql.config import SacConfig
 from fdql.sac import heads
 from fdql.sac.forward import actor_moments, critic_outputs
 from fdql.sac.learner import target_entropy
-from fdql.sac.nets import (
-    NetSpec,
-    actor_shapes,
-    critic_shapes,
-    initialise,
-    is_matrix,
-    size_of,
-    views,
-)
+from fdql.sac.nets import NetSpec, actor_shapes, critic_shapes, initialise, is_matrix, views
 from learners import batch, both_actions, every_head, every_learner, named, scattered, tiny
 from oracle_sac import NaiveLearner
 
@@ -255,28 +247,6 @@ def test_temperature_moves_towards_its_entropy(make, target_std, sign):
     learner = make(spec, config, 0.4, 0)
     learner.update(*batch(spec))
     assert learner.ln_temperature - math.log(0.01) == pytest.approx(sign * 1e-3, rel=1e-4)
-
-
-@every_learner
-@both_actions
-def test_learning_rate_falls(make, discrete):
-    """Set to fall after two updates, the ninth (eight made before it) goes half as far."""
-    moved = []
-    for after in (None, 8, 2):
-        spec, config = tiny(discrete, learning_rate_updates=after, weight_decay=0.0)
-        learner = make(spec, config, 0.4, 0)
-        learner.updates = 8
-        before = learner.state()["params"]
-        learner.update(*batch(spec))
-        moved.append(learner.state()["params"] - before)
-    assert learner.metrics()["learning_rate"] == pytest.approx(1e-3 * math.sqrt(2 / 9))
-    constant, not_yet, half = moved
-    assert np.array_equal(not_yet, constant)
-    assert np.abs(constant).max() > 1e-4
-    end = size_of(critic_shapes(spec))
-    np.testing.assert_allclose(half[:end], constant[:end] / 2, atol=1e-6)
-    # The actor climbs critics that have moved by then, so that its step is about half as long.
-    assert np.linalg.norm(half[end:]) == pytest.approx(np.linalg.norm(constant[end:]) / 2, rel=0.01)
 
 
 @every_learner

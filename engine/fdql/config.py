@@ -97,14 +97,10 @@ class SacConfig:
     """Units of each hidden layer of the actor (continuous actions only)."""
     learning_rate: float | None = None
     """AdamW step size of every network; None: 1e-3, for images 5e-4."""
-    learning_rate_updates: int | None = None
-    """After so many updates the learning rate falls, as 1 / sqrt(updates); None: for images after
-    5,000, else never.
-    """
     temperature_learning_rate: float = 1e-3
     """Adam step size of ln(temperature), continuous actions; discrete ones solve for it exactly."""
     weight_decay: float = 1e-4
-    """AdamW decay on matrices, per unit of the first learning rate."""
+    """AdamW decay on matrices, per unit of learning rate."""
     gradient_clip: float = 10.0
     """Largest gradient norm of each network."""
     head: Literal["hl_gauss", "tqc"] = "hl_gauss"
@@ -156,7 +152,7 @@ class SacConfig:
 
     @property
     def step_size(self) -> float:
-        """The learning rate at first, 1e-3 where none is given."""
+        """The learning rate, 1e-3 where none is given."""
         return 1e-3 if self.learning_rate is None else self.learning_rate
 
     @property
@@ -267,14 +263,6 @@ class SacConfig:
             "must be in [0, 0.5)",
             0.025,
         )
-        if self.learning_rate_updates is not None:
-            _require(
-                self.learning_rate_updates >= 1,
-                "sac.learning_rate_updates",
-                self.learning_rate_updates,
-                "must be at least 1",
-                5000,
-            )
         for key in ("target_std_updates", "policy_delay"):
             value = getattr(self, key)
             default = type(self).__dataclass_fields__[key].default

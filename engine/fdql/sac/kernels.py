@@ -84,7 +84,6 @@ class CompiledLearner(LearnerState):
         check_batch(self.spec, *batch)
         if not all(x.flags.carray for x in batch):  # one layout, one compiled version
             raise ValueError("batch has a column that is read-only, unaligned or not in C order")
-        self._rates = self._rates._replace(learning_rate=self._step_size)
         if len(obs) != self._rows:
             self._allocate(len(obs))
         if self.spec.discrete:

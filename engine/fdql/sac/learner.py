@@ -104,7 +104,7 @@ class Learner(Protocol):
     def metrics(self) -> dict[str, float]:
         """Averages over recent updates: critic_loss, q_mean, td_error, clipped_targets, entropy,
         critic_grad_norm, continuous also actor_loss, actor_grad_norm, action_std; as they are now:
-        temperature, target_entropy, learning_rate. NaN what no update has produced yet."""
+        temperature, target_entropy. NaN what no update has produced yet."""
         ...
 
     def state(self) -> dict[str, NDArray[np.generic]]:
@@ -221,11 +221,6 @@ def fill_snapshot(
     np.concatenate([obs_mean, obs_scale, [temperature], reward_scale, *networks], out=out)
 
 
-def falling(after: int | None, updates: int) -> float:
-    """1 until so many updates, then 1 / sqrt(updates) from there on; None: always 1."""
-    return 1.0 if after is None else math.sqrt(min(1.0, after / max(updates, 1)))
-
-
 def target_entropy(spec: NetSpec, config: SacConfig, updates: int = 0) -> float:
     """The entropy (nats) that the temperature holds the policy at, stated as a noise level.
 
@@ -235,8 +230,8 @@ def target_entropy(spec: NetSpec, config: SacConfig, updates: int = 0) -> float:
     """
     n = spec.action_dim
     if not spec.discrete:
-        std = config.target_std * falling(config.target_std_updates, updates)
-        return n * math.log(std * math.sqrt(2 * math.pi * math.e))
+        fall = math.sqrt(min(1.0, config.target_std_updates / max(updates, 1)))
+        return n * math.log(config.target_std * fall * math.sqrt(2 * math.pi * math.e))
     other = config.target_epsilon / n
     best = 1 - config.target_epsilon + other
     return -best * math.log(best) - (n - 1) * other * math.log(other)

@@ -19,7 +19,6 @@ from fdql.sac.learner import (
     Averages,
     NotFiniteError,
     check_state,
-    falling,
     fill_snapshot,
     pack_generator,
     target_entropy,
@@ -100,11 +99,6 @@ class LearnerState:
         self.ln_temperature = min(max(moved, low), LN_TEMPERATURE_MAX)
 
     @property
-    def _step_size(self) -> float:
-        """The learning rate of the next update."""
-        return self.config.step_size * falling(self.config.learning_rate_updates, self.updates)
-
-    @property
     def _solve_due(self) -> bool:
         """Whether this update finds a discrete policy's temperature."""
         return self.updates % SOLVE_EVERY == 0
@@ -129,11 +123,7 @@ class LearnerState:
     def metrics(self) -> dict[str, float]:
         """See `learner.Learner.metrics`."""
         goal = target_entropy(self.spec, self.config, self.updates)
-        now = {
-            "temperature": math.exp(self.ln_temperature),
-            "target_entropy": goal,
-            "learning_rate": self._step_size,
-        }
+        now = {"temperature": math.exp(self.ln_temperature), "target_entropy": goal}
         return self._averages.as_dict() | now
 
     def state(self) -> dict[str, NDArray[np.generic]]:

@@ -234,7 +234,7 @@ class TorchLearner(LearnerState):
         norm = clip_gradient(gradient, self.config.gradient_clip)
         self._check_norm(what, norm, loss)
         moments, keep = self._flat_moments[:, part], self._keep[part]
-        adamw_step(self._flat[part], gradient, moments, keep, self._step_size, step)
+        adamw_step(self._flat[part], gradient, moments, keep, self.config.step_size, step)
         return norm
 
     def _noise(self, n: int) -> Tensor:
