@@ -78,7 +78,7 @@ def test_snapshot_holds_what_acting_needs(make, discrete):
     assert p["obs_scale"].tolist() == [3, 4, 5]
     assert p["reward_scale"].tolist() == [7]
     assert p["temperature"][0] == pytest.approx(math.exp(learner.ln_temperature))
-    for name, array in named(learner, learner.params).items():
+    for name, array in named(learner, learner.average).items():
         assert np.array_equal(array, p[name])
     first = "critic.w0" if discrete else "actor.w0"
     assert list(p)[4] == first  # the network that acts stands where the acting kernels look for it

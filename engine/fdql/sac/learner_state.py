@@ -37,7 +37,7 @@ from fdql.sac.nets import (
 
 
 class LearnerState:
-    """`learner.Learner` but for `update`, which writes params, target and moments in place."""
+    """`learner.Learner` but for `update`, which writes the arrays of parameters in place."""
 
     def __init__(self, spec: NetSpec, config: SacConfig, seed: int) -> None:
         self.spec, self.config = spec, config
@@ -45,6 +45,7 @@ class LearnerState:
         self.params: F32 = initialise(spec, self._rng)
         self._split = size_of(value_shapes(spec))  # critics and encoder before it, actor after it
         self.target: F32 = self.params[: self._split].copy()
+        self.average: F32 = self.params.copy()  # of the parameters over the last updates
         self.moments: F32 = np.zeros((2, len(self.params)), dtype=np.float32)
         self.ln_temperature = math.log(config.init_temperature)
         self._temperature_moments = np.zeros(2)
@@ -99,6 +100,13 @@ class LearnerState:
         self.ln_temperature = min(max(moved, low), LN_TEMPERATURE_MAX)
 
     @property
+    def _average_rate(self) -> float:
+        """Share of this update's parameters in their average: polynomial-decay averaging (Shamir
+        2013, section 4), which remembers the same share of the updates however many there are.
+        """
+        return 1.0 / max(1.0, self.config.average_share * (self.updates + 1))
+
+    @property
     def _solve_due(self) -> bool:
         """Whether this update finds a discrete policy's temperature."""
         return self.updates % SOLVE_EVERY == 0
@@ -118,7 +126,7 @@ class LearnerState:
         """See `learner.Learner.snapshot`."""
         self._pull()
         statistics = (obs_mean, obs_scale, reward_scale)
-        fill_snapshot(self.spec, self.params, self.ln_temperature, *statistics, out)
+        fill_snapshot(self.spec, self.average, self.ln_temperature, *statistics, out)
 
     def metrics(self) -> dict[str, float]:
         """See `learner.Learner.metrics`."""
@@ -132,6 +140,7 @@ class LearnerState:
         return {
             "params": self.params.copy(),
             "target": self.target.copy(),
+            "average": self.average.copy(),
             "moments": self.moments.copy(),
             "temperature": np.array([self.ln_temperature, *self._temperature_moments]),
             "updates": np.array([self.updates], dtype=np.int64),
@@ -144,6 +153,7 @@ class LearnerState:
         check_state(self.state(), state)
         np.copyto(self.params, state["params"])
         np.copyto(self.target, state["target"])
+        np.copyto(self.average, state["average"])
         np.copyto(self.moments, state["moments"])
         self._push()
         np.copyto(self._averages.values, state["averages"])
