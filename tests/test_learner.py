@@ -67,9 +67,11 @@ def test_a_state_that_does_not_fit_is_refused(make):
 @every_learner
 @both_actions
 def test_snapshot_holds_what_acting_needs(make, discrete):
-    spec, config = tiny(discrete)
+    spec, config = tiny(discrete, average_share=1.0)
     learner = scattered(make, spec, config)
-    learner.update(*batch(spec))
+    for k in range(2):
+        learner.update(*batch(spec, seed=k))
+    assert not np.array_equal(learner.average, learner.params)
     out = np.full(size_of(policy_shapes(spec)), np.nan, dtype=np.float32)
     mean, scale = np.arange(3, dtype=np.float32), np.arange(3, 6, dtype=np.float32)
     learner.snapshot(out, mean, scale, np.array([7.0], dtype=np.float32))

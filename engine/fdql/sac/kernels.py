@@ -93,7 +93,8 @@ class CompiledLearner(LearnerState):
             self._update_discrete(batch)
         else:
             self._update_continuous(batch)
-        follow(self.average, self.params, self._average_rate)
+        if self.average is not self.params:
+            follow(self.average, self.params, self._average_rate)
         self.updates += 1
 
     def _update_discrete(self, batch: tuple[Any, ...]) -> None:

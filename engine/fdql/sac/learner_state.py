@@ -45,7 +45,8 @@ class LearnerState:
         self.params: F32 = initialise(spec, self._rng)
         self._split = size_of(value_shapes(spec))  # critics and encoder before it, actor after it
         self.target: F32 = self.params[: self._split].copy()
-        self.average: F32 = self.params.copy()  # of the parameters over the last updates
+        # Over the last updates; the parameters themselves where nothing is averaged.
+        self.average: F32 = self.params.copy() if config.average_share else self.params
         self.moments: F32 = np.zeros((2, len(self.params)), dtype=np.float32)
         self.ln_temperature = math.log(config.init_temperature)
         self._temperature_moments = np.zeros(2)
@@ -151,9 +152,9 @@ class LearnerState:
     def load_state(self, state: dict[str, NDArray[np.generic]]) -> None:
         """See `learner.Learner.load_state`."""
         check_state(self.state(), state)
-        np.copyto(self.params, state["params"])
-        np.copyto(self.target, state["target"])
         np.copyto(self.average, state["average"])
+        np.copyto(self.params, state["params"])  # later: they may be the average too
+        np.copyto(self.target, state["target"])
         np.copyto(self.moments, state["moments"])
         self._push()
         np.copyto(self._averages.values, state["averages"])
