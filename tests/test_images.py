@@ -345,13 +345,11 @@ def test_images_get_the_numbers_that_they_need(tmp_path):
     env = small_plan("own_envs:Picture", tmp_path).env
     config = resolve(Config(), cores=8, step_us=500.0, env=env)
     assert (config.ratio, config.sac.learning_rate, config.learner) == (8.0, 5e-4, "torch")
-    assert config.sac.average_share == 0.05
     assert config.workers * config.envs_per_worker == pytest.approx(16, abs=2)
     assert config.engine.learner_threads == 8 - 1 - config.workers
-    sac = SacConfig(learning_rate=1e-3, average_share=0.0, pessimism=0.5)
-    given = Config(workers=6, ratio=16.0, sac=sac)
+    given = Config(workers=6, ratio=16.0, sac=SacConfig(learning_rate=1e-3, pessimism=0.5))
     config = resolve(given, cores=8, env=env)
-    assert (config.ratio, config.sac) == (16.0, sac)
+    assert (config.ratio, config.sac.learning_rate, config.sac.pessimism) == (16.0, 1e-3, 0.5)
     assert config.engine.learner_threads == 2
     assert resolve(Config(), cores=2, step_us=500.0, env=env).engine.learner_threads == 2
     assert resolve(Config(), cores=1, step_us=500.0, env=env).engine.learner_threads == 1

@@ -27,7 +27,7 @@ ADDRESS_SPACE_MIB = 480
 USABLE = 0.8  # share of the available memory that the replay may take
 WORKERS_PER_CORE = 16  # more only take turns; the rule is there to catch typing errors
 ENVIRONMENTS = 8  # of a run, by default: what the learner's settings were chosen with
-IMAGE_ENVIRONMENTS, IMAGE_RATIO, IMAGE_LEARNING_RATE, IMAGE_AVERAGE = 16, 8.0, 5e-4, 0.05
+IMAGE_ENVIRONMENTS, IMAGE_RATIO, IMAGE_LEARNING_RATE = 16, 8.0, 5e-4
 IMAGE_THREADS = 8  # of the learner, at most: of 256 rows each has 32, and fewer are no work
 # Numbers in an observation and an action, together, from which steps are taken for slow: between
 # LunarLander's 12 and Hopper's 18 (docs/adr/0016).
@@ -133,17 +133,15 @@ def _for_environment(config: Config, env: EnvSpec | None, pixels: bool) -> Confi
     0013, 0016).
     """
     sac, ratio = config.sac, config.samples_per_insert
-    rate, pessimism, average = sac.step_size, sac.pessimism, sac.average_share or 0.0
+    rate, pessimism = sac.step_size, sac.pessimism
     if pixels:
         ratio = IMAGE_RATIO if config.ratio is None else config.ratio
         rate = sac.learning_rate or IMAGE_LEARNING_RATE
-        average = IMAGE_AVERAGE if sac.average_share is None else sac.average_share
     elif env is not None and config.ratio is None and env.obs_dim + env.action_dim >= LARGE:
         ratio = LARGE_RATIO
     if env is not None and sac.head == "hl_gauss":
         pessimism = sac.pessimism_for(env.discrete)
-    sac = replace(sac, learning_rate=rate, pessimism=pessimism, average_share=average)
-    return replace(config, ratio=ratio, sac=sac)
+    return replace(config, ratio=ratio, sac=replace(sac, learning_rate=rate, pessimism=pessimism))
 
 
 def check_descriptors(config: Config) -> None:

@@ -105,7 +105,7 @@ class LearnerState:
         """Share of this update's parameters in their average: polynomial-decay averaging (Shamir
         2013, section 4), which remembers the same share of the updates however many there are.
         """
-        return 1.0 / max(1.0, (self.config.average_share or 0.0) * (self.updates + 1))
+        return 1.0 / max(1.0, self.config.average_share * (self.updates + 1))
 
     @property
     def _solve_due(self) -> bool:
