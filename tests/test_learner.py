@@ -67,11 +67,9 @@ def test_a_state_that_does_not_fit_is_refused(make):
 @every_learner
 @both_actions
 def test_snapshot_holds_what_acting_needs(make, discrete):
-    spec, config = tiny(discrete, average_share=1.0)
+    spec, config = tiny(discrete)
     learner = scattered(make, spec, config)
-    for k in range(2):
-        learner.update(*batch(spec, seed=k))
-    assert not np.array_equal(learner.average, learner.params)
+    learner.update(*batch(spec))
     out = np.full(size_of(policy_shapes(spec)), np.nan, dtype=np.float32)
     mean, scale = np.arange(3, dtype=np.float32), np.arange(3, 6, dtype=np.float32)
     learner.snapshot(out, mean, scale, np.array([7.0], dtype=np.float32))
@@ -80,7 +78,7 @@ def test_snapshot_holds_what_acting_needs(make, discrete):
     assert p["obs_scale"].tolist() == [3, 4, 5]
     assert p["reward_scale"].tolist() == [7]
     assert p["temperature"][0] == pytest.approx(math.exp(learner.ln_temperature))
-    for name, array in named(learner, learner.average).items():
+    for name, array in named(learner, learner.params).items():
         assert np.array_equal(array, p[name])
     first = "critic.w0" if discrete else "actor.w0"
     assert list(p)[4] == first  # the network that acts stands where the acting kernels look for it

@@ -1,7 +1,6 @@
 """Every learner against the naive float64 twin, then each rule of the update alone."""
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -248,37 +247,6 @@ def test_temperature_moves_towards_its_entropy(make, target_std, sign):
     learner = make(spec, config, 0.4, 0)
     learner.update(*batch(spec))
     assert learner.ln_temperature - math.log(0.01) == pytest.approx(sign * 1e-3, rel=1e-4)
-
-
-@every_learner
-@both_actions
-@pytest.mark.parametrize("share", [1.0, 0.5, 0.0])
-def test_average_of_the_last_updates(make, discrete, share):
-    """Of all updates it is their mean; each has 1 / (share * updates) in it; of none the newest."""
-    spec, config = tiny(discrete, average_share=share)
-    learner = make(spec, config, 0.4, 0)
-    wanted, made = 0.0, []
-    for k in range(1, 6):
-        learner.update(*batch(spec, seed=k))
-        made.append(learner.state()["params"].astype(np.float64))
-        wanted += (made[-1] - wanted) / max(1.0, share * k)
-        np.testing.assert_allclose(learner.state()["average"], wanted, atol=1e-6)
-    if share == 1.0:
-        np.testing.assert_allclose(wanted, np.mean(made, 0))
-    assert np.array_equal(learner.params, learner.average) == (share == 0)
-
-
-@every_learner
-def test_average_that_is_no_longer_wanted(make):
-    """A state that has one, going on without: the parameters go on, and act."""
-    spec, config = tiny(True, average_share=1.0)
-    first = make(spec, config, 0.4, 0)
-    for k in range(2):
-        first.update(*batch(spec, seed=k))
-    then = make(spec, replace(config, average_share=0.0), 0.4, 0)
-    then.load_state(first.state())
-    assert np.array_equal(then.params, first.params)
-    assert np.array_equal(then.average, first.params)
 
 
 @every_learner

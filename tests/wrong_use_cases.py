@@ -35,7 +35,6 @@ COMMANDS: list[tuple[str, tuple[str, ...]]] = [
     ("--envs-per-worker 3", ("envs_per_worker = 3", "multiple of engine.groups (2)", "8 works")),
     ("--sac.discount 1.5", ("sac.discount = 1.5", "[0, 1)", "0.99 works")),
     ("--sac.discount nan", ("sac.discount = nan", "[0, 1)", "0.99 works")),
-    ("--sac.average-share 2", ("sac.average_share = 2.0", "[0, 1]", "0.05 works")),
     ("--sac.learning-rate inf", ("sac.learning_rate = inf", "finite", "0.001 works")),
     ("--sac.weight-decay inf", ("sac.weight_decay = inf", "finite", "0.0001 works")),
     ("--sac.batch-size 0", ("sac.batch_size = 0", "1..65536", "256 works")),

@@ -101,10 +101,6 @@ class SacConfig:
     """Adam step size of ln(temperature), continuous actions; discrete ones solve for it exactly."""
     weight_decay: float = 1e-4
     """AdamW decay on matrices, per unit of learning rate."""
-    average_share: float = 0.0
-    """The policy that acts has weights averaged over about this share of all updates so far, the
-    last ones (Shamir 2013); 0: the newest weights. 0.05 steadies a long run that swings.
-    """
     gradient_clip: float = 10.0
     """Largest gradient norm of each network."""
     head: Literal["hl_gauss", "tqc"] = "hl_gauss"
@@ -259,13 +255,6 @@ class SacConfig:
             self.target_epsilon,
             "must be in (0, 1)",
             0.1,
-        )
-        _require(
-            0 <= self.average_share <= 1,
-            "sac.average_share",
-            self.average_share,
-            "must be in [0, 1]",
-            0.05,
         )
         _require(
             0 <= self.image_shift < 0.5,

@@ -31,7 +31,7 @@ from fdql.checkpoint import (
 
 # 1: the learner's state alone; 2: the manifest had no checksum of its own; 3: that did not cover
 # this number, and a lane had one reward sum.
-FORMAT = 6
+FORMAT = 5
 MANIFEST = "manifest.json"
 ROWS = "rows"
 

@@ -47,7 +47,6 @@ ABOUT = {
     "sac.actor_width": ("units", "trials, as critic_width"),
     "sac.learning_rate": ("per update", "trials; images docs/adr/0012"),
     "sac.temperature_learning_rate": ("per update", "trials"),
-    "sac.average_share": ("share of the updates", "docs/adr/0021"),
     "sac.weight_decay": ("per unit of learning rate", "Loshchilov 2019, small"),
     "sac.gradient_clip": ("Euclidean norm", "ours; rarely reached"),
     "sac.head": ("choice", "HL-Gauss, Farebrother 2024"),

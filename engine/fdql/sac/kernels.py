@@ -17,7 +17,6 @@ import numpy as np
 
 from fdql.config import SacConfig
 from fdql.sac.jit import two_threads
-from fdql.sac.kernels_adamw import follow
 from fdql.sac.kernels_continuous import Actor, update_continuous
 from fdql.sac.kernels_critic import Critics, Rates, with_threads
 from fdql.sac.kernels_discrete import Discrete, update_discrete
@@ -93,8 +92,6 @@ class CompiledLearner(LearnerState):
             self._update_discrete(batch)
         else:
             self._update_continuous(batch)
-        if self.average is not self.params:
-            follow(self.average, self.params, self._average_rate)
         self.updates += 1
 
     def _update_discrete(self, batch: tuple[Any, ...]) -> None:

@@ -48,7 +48,6 @@ class Learner(Protocol):
     spec, config   as given
     params         (P,) float32, all_shapes(spec)
     target         (C,) float32: targets of critics and encoder, value_shapes(spec)
-    average        (P,) float32: params averaged over the last updates, see sac.average_share
     moments        (2, P) float32: AdamW's first and second moment of every parameter
     ln_temperature natural logarithm of the temperature, scaled reward units
     updates        updates made so far
@@ -65,7 +64,6 @@ class Learner(Protocol):
     config: SacConfig
     params: F32
     target: F32
-    average: F32
     moments: F32
     ln_temperature: float
     updates: int
@@ -100,9 +98,7 @@ class Learner(Protocol):
         ...
 
     def snapshot(self, out: F32, obs_mean: F32, obs_scale: F32, reward_scale: F32) -> None:
-        """Fill `out`, (size_of(policy_shapes(spec)),) float32, with what acting needs, weights
-        from the average.
-        """
+        """Fill `out`, (size_of(policy_shapes(spec)),) float32, with what acting needs."""
         ...
 
     def metrics(self) -> dict[str, float]:
@@ -114,7 +110,7 @@ class Learner(Protocol):
     def state(self) -> dict[str, NDArray[np.generic]]:
         """Copies of everything that the next update depends on; one learner's state fits the other.
 
-        params, target, average, moments  as the attributes
+        params, target, moments  as the attributes
         temperature  (3,) float64: ln temperature, first and second Adam moment (continuous)
         updates      (1,) int64
         generator    (6,) uint64, pack_generator

@@ -37,7 +37,7 @@ from fdql.sac.nets import (
 
 
 class LearnerState:
-    """`learner.Learner` but for `update`, which writes the arrays of parameters in place."""
+    """`learner.Learner` but for `update`, which writes params, target and moments in place."""
 
     def __init__(self, spec: NetSpec, config: SacConfig, seed: int) -> None:
         self.spec, self.config = spec, config
@@ -45,8 +45,6 @@ class LearnerState:
         self.params: F32 = initialise(spec, self._rng)
         self._split = size_of(value_shapes(spec))  # critics and encoder before it, actor after it
         self.target: F32 = self.params[: self._split].copy()
-        # Over the last updates; the parameters themselves where nothing is averaged.
-        self.average: F32 = self.params.copy() if config.average_share else self.params
         self.moments: F32 = np.zeros((2, len(self.params)), dtype=np.float32)
         self.ln_temperature = math.log(config.init_temperature)
         self._temperature_moments = np.zeros(2)
@@ -101,13 +99,6 @@ class LearnerState:
         self.ln_temperature = min(max(moved, low), LN_TEMPERATURE_MAX)
 
     @property
-    def _average_rate(self) -> float:
-        """Share of this update's parameters in their average: polynomial-decay averaging (Shamir
-        2013, section 4), which remembers the same share of the updates however many there are.
-        """
-        return 1.0 / max(1.0, self.config.average_share * (self.updates + 1))
-
-    @property
     def _solve_due(self) -> bool:
         """Whether this update finds a discrete policy's temperature."""
         return self.updates % SOLVE_EVERY == 0
@@ -127,7 +118,7 @@ class LearnerState:
         """See `learner.Learner.snapshot`."""
         self._pull()
         statistics = (obs_mean, obs_scale, reward_scale)
-        fill_snapshot(self.spec, self.average, self.ln_temperature, *statistics, out)
+        fill_snapshot(self.spec, self.params, self.ln_temperature, *statistics, out)
 
     def metrics(self) -> dict[str, float]:
         """See `learner.Learner.metrics`."""
@@ -141,7 +132,6 @@ class LearnerState:
         return {
             "params": self.params.copy(),
             "target": self.target.copy(),
-            "average": self.average.copy(),
             "moments": self.moments.copy(),
             "temperature": np.array([self.ln_temperature, *self._temperature_moments]),
             "updates": np.array([self.updates], dtype=np.int64),
@@ -152,8 +142,7 @@ class LearnerState:
     def load_state(self, state: dict[str, NDArray[np.generic]]) -> None:
         """See `learner.Learner.load_state`."""
         check_state(self.state(), state)
-        np.copyto(self.average, state["average"])
-        np.copyto(self.params, state["params"])  # later: they may be the average too
+        np.copyto(self.params, state["params"])
         np.copyto(self.target, state["target"])
         np.copyto(self.moments, state["moments"])
         self._push()

@@ -70,7 +70,6 @@ class TorchLearner(LearnerState):
         self._keep = self._tensor(self._decay)
         self._flat = self._tensor(self.params)
         self._flat_target = self._tensor(self.target)
-        self._flat_average = self._tensor(self.average)
         self._flat_moments = self._tensor(self.moments)
         # The same bytes twice: leaves that collect a gradient, frozen views that record nothing.
         frozen = views(self._flat, all_shapes(spec))
@@ -84,7 +83,7 @@ class TorchLearner(LearnerState):
         return torch.from_numpy(array).to(self._device)
 
     def _pull(self) -> None:
-        """Bring the arrays of parameters up to date where the device has memory of its own."""
+        """Bring params, target and moments up to date where the device has memory of its own."""
         if self._device.type != "cpu":
             for array, tensor in self._pairs():
                 array[...] = tensor.cpu().numpy()
@@ -96,9 +95,8 @@ class TorchLearner(LearnerState):
                 tensor.copy_(torch.from_numpy(array))
 
     def _pairs(self) -> list[tuple[F32, Tensor]]:
-        tensors = (self._flat, self._flat_target, self._flat_average, self._flat_moments)
-        arrays = (self.params, self.target, self.average, self.moments)
-        return list(zip(arrays, tensors, strict=True))
+        tensors = (self._flat, self._flat_target, self._flat_moments)
+        return list(zip((self.params, self.target, self.moments), tensors, strict=True))
 
     def update(
         self, obs: F32 | U8, action: F32 | I32, reward: F32, discount: F32, next_obs: F32 | U8,
@@ -141,7 +139,6 @@ class TorchLearner(LearnerState):
         elif self._actor_turn:
             self._actor_step(x, temperature)
         self._flat_target.lerp_(self._flat[: self._split], self.config.target_rate)
-        self._flat_average.lerp_(self._flat, self._average_rate)
         self.updates += 1
 
     def _look(
