@@ -163,6 +163,21 @@ def test_episodes_are_cut_where_the_run_cut_them(tmp_path, capsys):
             policy_from(facts | {"longest_episode": wrong}, weights)
 
 
+def test_episodes_have_the_random_actions_of_the_runs_evaluations(tmp_path):
+    plan = small_plan("CartPole-v1", tmp_path, eval=EvalConfig(epsilon=0.5))
+    weights, facts = np.zeros(plan.policy_size, dtype=np.float32), plan.policy_facts()
+    before = evaluate(policy_from({k: v for k, v in facts.items() if k != "epsilon"}, weights))
+    none = evaluate(policy_from(facts | {"epsilon": 0.0}, weights))
+    half = evaluate(policy_from(facts, weights))
+    assert before.returns.tolist() == none.returns.tolist()
+    assert max(none.returns) < 12  # always the same push
+    assert max(half.returns) > 15
+    assert evaluate(policy_from(facts, weights)).returns.tolist() == half.returns.tolist()
+    for wrong in (1, "0.1", -0.1, 1.1, float("nan")):
+        with pytest.raises(ValueError, match="its epsilon is"):
+            policy_from(facts | {"epsilon": wrong}, weights)
+
+
 def test_actions_that_no_int32_holds_are_refused(tmp_path):
     plan = small_plan("CartPole-v1", tmp_path)
     weights, facts = np.zeros(plan.policy_size, dtype=np.float32), plan.policy_facts()

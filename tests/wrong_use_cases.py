@@ -53,6 +53,7 @@ COMMANDS: list[tuple[str, tuple[str, ...]]] = [
     ("--engine.heartbeat-timeout 0", ("engine.heartbeat_timeout = 0.0", "at least 1", "works")),
     ("--engine.start-timeout 0", ("engine.start_timeout = 0.0", "at least 1", "600.0 works")),
     ("--eval.episodes 0", ("eval.episodes = 0", "1..10000", "20 works")),
+    ("--eval.epsilon 1.5", ("eval.epsilon = 1.5", "[0, 1]", "0.01 works")),
     ("--eval.share 0", ("eval.share = 0.0", "(0, 1]", "0.2 works")),
     ("--trace 0", ("trace = 0.0", "above 0 and at most 30", "5.0 works")),
     ("--trace 5 --serial", ("trace = 5", "serial = True", "works")),

@@ -499,7 +499,7 @@ class EngineConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvalConfig:
-    """Evaluation while training: greedy episodes on a published policy."""
+    """Evaluation while training: greedy episodes, but for `epsilon`, on a published policy."""
 
     episodes: int | None = None
     """Episodes per evaluation; None: 20, or what the environment's line asks for (Pendulum-v1:
@@ -513,6 +513,16 @@ class EvalConfig:
     """
     longest_episode: int = 27_000
     """Steps after which an evaluation episode that does not end is cut."""
+    epsilon: float | None = None
+    """Share of random actions in these episodes; None: 0.01 in Atari games, which without them may
+    repeat one rally until they are cut, else 0.
+    """
+
+    def epsilon_of(self, atari: bool) -> float:
+        """The share of random actions in this kind of environment."""
+        if self.epsilon is not None:
+            return self.epsilon
+        return 0.01 if atari else 0.0
 
     def __post_init__(self) -> None:
         _check_types(self, "eval.")
@@ -535,6 +545,10 @@ class EvalConfig:
             "must be at least 1",
             27_000,
         )
+        if self.epsilon is not None:
+            _require(
+                0 <= self.epsilon <= 1, "eval.epsilon", self.epsilon, "must be in [0, 1]", 0.01
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

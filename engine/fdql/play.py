@@ -37,6 +37,7 @@ class Policy:
     network   its forward pass
     explorer  draws from the policy, for predict(deterministic=False)
     longest_episode  steps after which its run cut an evaluation episode; later ones are cut there
+    epsilon  share of random actions in its run's evaluations, and in later ones
     """
 
     env: EnvSpec
@@ -45,6 +46,7 @@ class Policy:
     network: acting.Policy
     explorer: acting.Explorer
     longest_episode: int = EvalConfig().longest_episode
+    epsilon: float = 0.0
 
     def predict(self, obs: NDArray[Any], deterministic: bool = True) -> NDArray[Any]:
         """The environment's action for one observation (shape of the space) or many (one more axis
@@ -148,30 +150,33 @@ def policy_from(facts: dict[str, Any], flat: NDArray[Any]) -> Policy:
 
     Raises KeyError, TypeError, ValueError or ConfigError when they do not.
     """
-    env, net, discount, longest = _described(facts)
+    env, net, discount, longest, epsilon = _described(facts)
     if flat.dtype != np.float32 or flat.shape != (size_of(policy_shapes(net)),):
         raise ValueError(f"holds {flat.dtype} {flat.shape}, not this policy's float32 numbers")
     plain = acting.Explorer(
         net, ExploreConfig(policy_hold_longest=1), 1, np.zeros(1, dtype=np.bool_), 0
     )
-    return Policy(env, facts, discount, acting.Policy(net, flat), plain, longest)
+    return Policy(env, facts, discount, acting.Policy(net, flat), plain, longest, epsilon)
 
 
-def _described(facts: dict[str, Any]) -> tuple[EnvSpec, NetSpec, float, int]:
-    """Environment, network, discount and longest episode; raises what policy_from does."""
+def _described(facts: dict[str, Any]) -> tuple[EnvSpec, NetSpec, float, int, float]:
+    """Environment, network, discount, longest episode and epsilon; raises what policy_from does."""
     if facts["format"] != 4:
         raise ValueError(f"format {facts['format']!r}, this version reads format 4")
     discount = facts["discount"]
     if not isinstance(discount, float) or not 0.0 <= discount < 1.0:
         raise ValueError(f"its discount is {discount!r}, not in [0, 1)")
-    # Policies from before it was said were played to the default.
+    # Policies from before it was said were played to the default, and greedily.
     longest = facts.get("longest_episode", EvalConfig().longest_episode)
     if type(longest) is not int or longest < 1:
         raise ValueError(f"its longest episode is {str(longest)[:40]!r}, not a number of steps")
+    epsilon = facts.get("epsilon", 0.0)
+    if not isinstance(epsilon, float) or not 0.0 <= epsilon <= 1.0:
+        raise ValueError(f"its epsilon is {str(epsilon)[:40]!r}, not in [0, 1]")
     env = EnvSpec.from_dict(facts["env"])
     net = from_facts(NetSpec, {**facts["net"], **env.net_inputs})
     _check(env, net)
-    return env, net, discount, longest
+    return env, net, discount, longest, epsilon
 
 
 def _check(env: EnvSpec, net: NetSpec) -> None:
@@ -233,8 +238,9 @@ def check_numbers(episodes: int, seed: int) -> None:
 def evaluate(
     policy: Policy, env: str | None = None, episodes: int = 20, seed: int = 0
 ) -> Evaluation:
-    """Play `episodes` greedy episodes, in `env` or in the one it was trained on, from other starts
-    than those that chose the best policy.
+    """Play `episodes` episodes, in `env` or in the one it was trained on, from other starts than
+    those that chose the best policy: greedy ones, but for `policy.epsilon`, the share of random
+    actions that its run played with (`eval.epsilon`: 0.01 in Atari games, else 0).
 
     Raises ConfigError as environment_of does and for wrong numbers, EnvFailedError where the
     environment raises, BadValueError where it returns what cannot be used.
@@ -243,5 +249,5 @@ def evaluate(
         raise ConfigError(f"policy = {policy!r}: must be a fdql.Policy; fdql.load(run) gives it")
     check_numbers(episodes, seed)
     spec = environment_of(policy, env, seed)
-    longest = policy.longest_episode
-    return play(policy.network, spec, int(episodes), int(seed), policy.discount, longest)
+    discount, longest, epsilon = policy.discount, policy.longest_episode, policy.epsilon
+    return play(policy.network, spec, int(episodes), int(seed), discount, longest, epsilon)

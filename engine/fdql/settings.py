@@ -97,6 +97,7 @@ ABOUT = {
     "eval.every_steps": ("environment steps", "ours"),
     "eval.share": ("share of the time", "ours"),
     "eval.longest_episode": ("environment steps", "Atari's 108,000 frames"),
+    "eval.epsilon": ("probability", "docs/adr/0021"),
 }
 
 

@@ -91,7 +91,7 @@ def record(policy: Policy, env: str | None, seed: int, run: Path) -> str:
 def film(policy: Policy, spec: EnvSpec, seed: int, path: Path) -> tuple[float, float | None]:
     """Write the MP4. Returns the seconds filmed, and the return; None when it was cut."""
     seeds = start_seeds(seed, AFTERWARDS, 1)
-    arena = Arena(spec, seeds, policy.longest_episode, policy.discount, render_mode="rgb_array")
+    arena = Arena(spec, seeds, policy.longest_episode, policy.discount, policy.epsilon, "rgb_array")
     (drawn,) = arena.envs
     fps = ATARI_FPS if spec.atari else float(drawn.metadata.get("render_fps") or 30)
     movie, done = Film(path, min(max(fps, 1.0), 120.0)), False

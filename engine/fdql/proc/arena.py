@@ -1,4 +1,5 @@
-"""Greedy episodes of one policy in environments side by side, from the same start seeds every time.
+"""Episodes of one policy in environments side by side, from the same start seeds every time: greedy
+but for a share of random actions, which are the same every time too.
 
 The evaluator keeps one for the whole run; a loaded policy plays in one too.
 """
@@ -77,7 +78,8 @@ def start_seeds(seed: int, stream: int, episodes: int) -> list[int]:
 
 
 class Arena:
-    """Environments for evaluation, kept between evaluations; episode i always starts from seeds[i].
+    """Environments for evaluation, kept between evaluations; episode i always starts from seeds[i],
+    which also decides which of its actions are random, a share of `epsilon`, and what they are.
     Atari games are played to their end, lost lives and all, and count their rewards as they are.
 
     Raises EnvFailedError where an environment raises, BadValueError where it returns what cannot
@@ -86,12 +88,14 @@ class Arena:
 
     def __init__(
         self, env: EnvSpec, seeds: list[int], longest: int, discount: float,
-        render_mode: str | None = None,
+        epsilon: float = 0.0, render_mode: str | None = None,
     ) -> None:  # fmt: skip
         self.episodes, self.longest, self.discount = len(seeds), longest, discount
+        self.epsilon = epsilon
         self.seeds, self.env, self.atari = seeds, env, env.atari
         self.envs = [self._made(render_mode) for _ in range(min(len(seeds), MOST_ENVS))]
         self.lives = [0] * len(self.envs)  # left in Atari games
+        self.whims = [np.random.default_rng(0)] * len(self.envs)  # of the episode that each plays
         self.ended = 0  # episodes of the evaluation that is played, or was last
         self.scale = ActionScale(env)
         rows = np.zeros((len(self.envs), env.stack * env.obs_dim), dtype=env.rows.obs_dtype)
@@ -108,7 +112,7 @@ class Arena:
             raise self.failed("while it was made", error) from error
 
     def play(self, policy: Policy, goes_on: Callable[[], bool]) -> Evaluation | None:
-        """Play every episode once, greedily. None when `goes_on` says no in between."""
+        """Play every episode once. None when `goes_on` says no in between."""
         n, obs = len(self.envs), self.stacks.rows
         returns, lengths = np.zeros(self.episodes), np.zeros(self.episodes, dtype=np.int64)
         discounted, values = np.zeros(self.episodes), np.zeros(self.episodes, dtype=np.float32)
@@ -125,6 +129,8 @@ class Arena:
                 return None
             actions = self.out[: len(live)]
             policy.greedy(obs[live], actions)
+            if self.epsilon:
+                self._stray(live, actions)
             fresh = [k for k, i in enumerate(live) if lengths[episode[i]] == 0]
             if fresh:
                 asked = [live[k] for k in fresh]
@@ -169,7 +175,19 @@ class Arena:
         except (Exception, SystemExit) as error:
             raise self.failed(self._place(episode, 0), error) from error
         self.lives[i] = info.get("lives", 0)
+        # Not the environment's own stream, which begins with the seed alone.
+        self.whims[i] = np.random.default_rng([self.seeds[episode], 1])
         self.stacks.reset(i, self._row(first, episode, 0))
+
+    def _stray(self, live: list[int], actions: NDArray[Any]) -> None:
+        """Replace a share of the actions by uniformly random ones."""
+        for k, i in enumerate(live):
+            rng = self.whims[i]
+            if rng.random() < self.epsilon:
+                if self.env.discrete:
+                    actions[k] = rng.integers(self.env.action_dim)
+                else:
+                    actions[k] = rng.uniform(-1.0, 1.0, self.env.action_dim)
 
     def _row(self, obs: Any, episode: int, step: int) -> NDArray[Any]:
         """The row of an observation. Raises BadValueError naming what cannot be used."""
@@ -206,12 +224,13 @@ class Arena:
 
 
 def play(
-    policy: Policy, env: EnvSpec, episodes: int, seed: int, discount: float, longest: int
-) -> Evaluation:
+    policy: Policy, env: EnvSpec, episodes: int, seed: int, discount: float, longest: int,
+    epsilon: float,
+) -> Evaluation:  # fmt: skip
     """One evaluation of a finished policy, in environments made for it; episodes that do not end
-    are cut after `longest` steps.
+    are cut after `longest` steps, a share of `epsilon` of their actions is random.
     """
-    arena = Arena(env, start_seeds(seed, AFTERWARDS, episodes), longest, discount)
+    arena = Arena(env, start_seeds(seed, AFTERWARDS, episodes), longest, discount, epsilon)
     try:
         result = arena.play(policy, lambda: True)
         assert result is not None

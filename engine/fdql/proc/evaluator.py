@@ -1,4 +1,4 @@
-"""Greedy episodes on one published policy, in environments of its own; training never waits for it.
+"""Episodes of one published policy, in environments of its own; training never waits for it.
 
 Reads the published policies; writes its record and the leaderboard in best/. Every evaluation plays
 the same number of episodes from the same start seeds with one policy version, whatever is published
@@ -67,7 +67,8 @@ class Evaluator:
         self.policy = Policy(plan.net, np.zeros(plan.policy_size, dtype=np.float32))
         episodes = config.eval.episodes or plan.env.eval_episodes
         seeds = start_seeds(config.seed, WHILE_TRAINING, episodes)
-        self.arena = Arena(plan.env, seeds, config.eval.longest_episode, config.sac.discount)
+        longest, epsilon = config.eval.longest_episode, config.eval.epsilon_of(plan.env.atari)
+        self.arena = Arena(plan.env, seeds, longest, config.sac.discount, epsilon)
         governor = Governor(config, plan.base)
         self.first_version = 1 if governor.free else governor.due(config.explore.warmup_steps)
         self.every_steps = config.eval.every_steps

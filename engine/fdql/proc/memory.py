@@ -147,9 +147,13 @@ class RunPlan:
 
     def policy_facts(self) -> dict[str, Any]:
         """What a policy file says beside its numbers: enough to act with it."""
-        sac = self.config.sac
+        sac, evaluation = self.config.sac, self.config.eval
         facts = {"env": self.env.to_dict(), "net": sac.net_shape, "discount": sac.discount}
-        return {"format": 4, "longest_episode": self.config.eval.longest_episode} | facts
+        played = {
+            "longest_episode": evaluation.longest_episode,
+            "epsilon": evaluation.epsilon_of(self.env.atari),
+        }
+        return {"format": 4} | played | facts
 
 
 class RunMemory:
