@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fdql.proc.arena import Arena
 from fdql.proc.evaluator import Evaluator, evaluator_main, rest_seconds
 from fdql.proc.memory import BELL_EVALUATOR, STOP, RunMemory
 from plans import small_plan
@@ -78,6 +79,46 @@ def test_an_old_policy_is_given_up(
         assert (said[1][0], said[1][1]["updates"]) == ("evaluation", newer)
     evaluator.arena.close()
     memory.close()
+
+
+class Still:
+    """Acts 0 everywhere and keeps the first actions that were taken instead."""
+
+    def __init__(self) -> None:
+        self.taken: list[Any] = []
+
+    def greedy(self, rows: Any, actions: Any) -> None:
+        actions[:] = 0
+
+    def action_values(self, rows: Any, actions: Any) -> Any:
+        self.taken += actions.tolist()
+        return np.zeros(len(rows), dtype=np.float32)
+
+
+@pytest.mark.parametrize(
+    ("env", "least", "most"), [("CartPole-v1", 90, 160), ("Pendulum-v1", 205, 295)]
+)
+def test_a_share_of_the_actions_is_random_and_always_the_same(
+    tmp_path: Path, env: str, least: int, most: int
+) -> None:
+    """Of two actions half are the other one; three deviations on either side."""
+
+    def played(episodes: int, epsilon: float, longest: int = 50) -> tuple[list[float], list[Any]]:
+        still = Still()
+        arena = Arena(small_plan(env, tmp_path).env, list(range(episodes)), longest, 0.9, epsilon)
+        result, again = (arena.play(still, lambda: True) for _ in range(2))  # type: ignore[arg-type]
+        arena.close()
+        assert result is not None
+        assert again is not None
+        assert result.returns.tolist() == again.returns.tolist()
+        return result.returns.tolist(), still.taken[:episodes]
+
+    some, _ = played(40, 0.5)
+    assert some != played(40, 0.0)[0]
+    assert some[:3] == played(3, 0.5)[0]  # whoever plays beside it
+    _, taken = played(1000, 0.25, 1)
+    assert least <= np.count_nonzero(taken) <= most
+    assert not np.any(played(1000, 0.0, 1)[1])
 
 
 def test_how_long_evaluation_rests():

@@ -163,7 +163,7 @@ def test_episodes_are_cut_where_the_run_cut_them(tmp_path, capsys):
             policy_from(facts | {"longest_episode": wrong}, weights)
 
 
-def test_episodes_have_the_random_actions_of_the_runs_evaluations(tmp_path):
+def test_episodes_have_the_random_actions_of_the_runs_evaluations(tmp_path, capsys):
     plan = small_plan("CartPole-v1", tmp_path, eval=EvalConfig(epsilon=0.5))
     weights, facts = np.zeros(plan.policy_size, dtype=np.float32), plan.policy_facts()
     before = evaluate(policy_from({k: v for k, v in facts.items() if k != "epsilon"}, weights))
@@ -173,6 +173,18 @@ def test_episodes_have_the_random_actions_of_the_runs_evaluations(tmp_path):
     assert max(none.returns) < 12  # always the same push
     assert max(half.returns) > 15
     assert evaluate(policy_from(facts, weights)).returns.tolist() == half.returns.tolist()
+    file = tmp_path / "policy.safetensors"
+    save_tensors(file, {"policy": weights}, facts)
+    assert main(["eval", str(file)]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"{half.mean:.1f} +- ")
+    assert said.endswith("; 50.0% of the actions random\n")
+    assert main(["eval", str(file), "--epsilon", "0"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"{none.mean:.1f} +- ")
+    assert "random" not in said
+    assert main(["eval", str(file), "--epsilon", "2"]) == 2
+    assert "eval.epsilon = 2.0: must be in [0, 1]; 0.01 works" in capsys.readouterr().err
     for wrong in (1, "0.1", -0.1, 1.1, float("nan")):
         with pytest.raises(ValueError, match="its epsilon is"):
             policy_from(facts | {"epsilon": wrong}, weights)

@@ -16,7 +16,7 @@ from fdql.outlet import all_written, reader_is_gone, told
 VERBS = {
     "train": "fdql [train] [--env ID] [--seed N] [...]   train; all settings: fdql train --help",
     "resume": "fdql resume RUN [...]                      go on with a run, killed or finished",
-    "eval": "fdql eval RUN [--episodes N] [...]         play greedy episodes with a trained policy",
+    "eval": "fdql eval RUN [--episodes N] [...]         play episodes with a trained policy",
     "trace": "fdql trace [--seconds N] [--env ID] [...]  train long enough to record a timeline",
     "autotune": "fdql autotune [--env ID] [--out FILE]      find the engine settings faster here",
     "export": "fdql export RUN [--out policy.onnx]        the policy as an ONNX model",

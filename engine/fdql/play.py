@@ -37,7 +37,8 @@ class Policy:
     network   its forward pass
     explorer  draws from the policy, for predict(deterministic=False)
     longest_episode  steps after which its run cut an evaluation episode; later ones are cut there
-    epsilon  share of random actions in its run's evaluations, and in later ones
+    epsilon  share of random actions in its run's evaluations, and in later ones unless it is
+        replaced (dataclasses.replace)
     """
 
     env: EnvSpec

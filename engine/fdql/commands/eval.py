@@ -1,8 +1,8 @@
-"""`fdql eval`: greedy episodes with a trained policy."""
+"""`fdql eval`: episodes with a trained policy."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fdql.outlet import told
@@ -10,7 +10,7 @@ from fdql.outlet import told
 
 @dataclass(frozen=True, kw_only=True)
 class EvalArguments:
-    """Play greedy episodes with a trained policy."""
+    """Play episodes with a trained policy."""
 
     run: str
     """Run folder, or a policy.safetensors file."""
@@ -24,6 +24,8 @@ class EvalArguments:
     """Of a run folder. best: the policy with the best evaluation; last: the last one; 1 to 10: by
     rank.
     """
+    epsilon: float | None = None
+    """Share of random actions; None: as in the run's evaluations, 0.01 in Atari games, else 0."""
     video: bool = False
     """Film the first episode too, into videos/ of the run folder."""
 
@@ -34,12 +36,16 @@ def run(words: list[str]) -> int:
 
     positional = (tyro.conf.PositionalRequiredArgs,)
     a = tyro.cli(EvalArguments, args=words, prog="fdql eval", config=positional)
+    from fdql.config import EvalConfig
     from fdql.play import check_numbers, evaluate, load
     from fdql.probe import own_frames
     from fdql.proc.arena import EnvFailedError
 
     check_numbers(a.episodes, a.seed)
+    asked = EvalConfig(epsilon=a.epsilon).epsilon  # by the rule of a run's
     policy, film = load(a.run, a.which), ""
+    if asked is not None:
+        policy = replace(policy, epsilon=asked)
     try:
         if a.video:  # first: what cannot be drawn is said before anything is played
             from fdql.video import record
@@ -57,6 +63,7 @@ def run(words: list[str]) -> int:
         f"({interval}min {result.returns.min():.1f}, max {result.returns.max():.1f}, "
         f"mean length {result.lengths.mean():.0f})"
         + (f"; {result.cut} cut after {policy.longest_episode:,} steps" if result.cut else "")
+        + (f"; {policy.epsilon:.1%} of the actions random" if policy.epsilon else "")
     )
     if film:
         print(film)
