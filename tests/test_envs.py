@@ -146,6 +146,7 @@ def test_a_game_of_atari(game, sticky):
     assert (spec.image, spec.stack, spec.atari) == ((1, 84, 84), 4, True)
     assert (spec.obs_dim, spec.obs_shape, spec.action_dim) == (7056, (84, 84), 6)
     assert (spec.return_threshold, spec.eval_episodes) == (None, 10)
+    assert spec.eval_epsilon == (0.0 if sticky else 0.01)
     assert EnvSpec.from_dict(spec.to_dict()) == spec
     first, info = made.reset(seed=1)
     assert 1 + 4 <= info["frame_number"] <= 30 + 4  # idle ones, then the button

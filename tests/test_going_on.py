@@ -227,6 +227,19 @@ def test_a_damaged_summary_is_none(finished, tmp_path, damage, stub):
     assert [checkpoint.parent.parent for _, checkpoint in stub.asked] == [folder]
 
 
+def test_a_run_stays_as_greedy_as_its_evaluations_were(finished, tmp_path):
+    """Its config.toml has the derived numbers; one that has no share of random actions is older."""
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    assert run_config(folder).eval.epsilon == 0.0
+    text = (folder / "config.toml").read_text()
+    assert text.count("\nepsilon = 0.0\n") == 1
+    (folder / "config.toml").write_text(text.replace("\nepsilon = 0.0\n", "\nepsilon = 0.25\n"))
+    assert run_config(folder).eval.epsilon == 0.25
+    (folder / "config.toml").write_text(text.replace("\nepsilon = 0.0\n", "\n"))
+    assert run_config(folder).eval.epsilon == 0.0
+
+
 def test_evaluations_that_improved_nothing_are_not_repeated(finished, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)

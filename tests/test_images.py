@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from fdql import evaluate, load, train
-from fdql.config import Config, ConfigError, SacConfig
+from fdql.config import Config, ConfigError, EvalConfig, SacConfig
 from fdql.machine import resolve
 from fdql.sac.encoder import encode, less_mean
 from fdql.sac.kernels import CompiledLearner
@@ -347,8 +347,16 @@ def test_images_get_the_numbers_that_they_need(tmp_path):
     assert (config.ratio, config.sac.learning_rate, config.learner) == (8.0, 5e-4, "torch")
     assert config.workers * config.envs_per_worker == pytest.approx(16, abs=2)
     assert config.engine.learner_threads == 8 - 1 - config.workers
-    given = Config(workers=6, ratio=16.0, sac=SacConfig(learning_rate=1e-3, pessimism=0.5))
-    config = resolve(given, cores=8, env=env)
+    assert (config.eval.episodes, config.eval.epsilon) == (20, 0.0)
+    game = replace(env, atari=True, eval_episodes=10, eval_epsilon=0.01)
+    config = resolve(Config(), cores=8, env=game)
+    assert (config.eval.episodes, config.eval.epsilon) == (10, 0.01)
+    given = Config(
+        workers=6, ratio=16.0, sac=SacConfig(learning_rate=1e-3, pessimism=0.5),
+        eval=EvalConfig(episodes=3, epsilon=0.0),
+    )  # fmt: skip
+    config = resolve(given, cores=8, env=game)
+    assert (config.eval.episodes, config.eval.epsilon) == (3, 0.0)
     assert (config.ratio, config.sac.learning_rate, config.sac.pessimism) == (16.0, 1e-3, 0.5)
     assert config.engine.learner_threads == 2
     assert resolve(Config(), cores=2, step_us=500.0, env=env).engine.learner_threads == 2

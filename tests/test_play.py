@@ -178,13 +178,16 @@ def test_episodes_have_the_random_actions_of_the_runs_evaluations(tmp_path, caps
     assert main(["eval", str(file)]) == 0
     said = capsys.readouterr().out
     assert said.startswith(f"{half.mean:.1f} +- ")
-    assert said.endswith("; 50.0% of the actions random\n")
+    assert said.endswith("; 0.5 of the actions random\n")
     assert main(["eval", str(file), "--epsilon", "0"]) == 0
     said = capsys.readouterr().out
     assert said.startswith(f"{none.mean:.1f} +- ")
     assert "random" not in said
     assert main(["eval", str(file), "--epsilon", "2"]) == 2
-    assert "eval.epsilon = 2.0: must be in [0, 1]; 0.01 works" in capsys.readouterr().err
+    assert "epsilon = 2.0: must be in [0, 1]; 0.01 works" in capsys.readouterr().err
+    for wrong in (2.0, float("nan"), "x"):
+        with pytest.raises(ConfigError, match="epsilon = "):
+            evaluate(dataclasses.replace(policy_from(facts, weights), epsilon=wrong))
     for wrong in (1, "0.1", -0.1, 1.1, float("nan")):
         with pytest.raises(ValueError, match="its epsilon is"):
             policy_from(facts | {"epsilon": wrong}, weights)

@@ -502,9 +502,7 @@ class EvalConfig:
     """Evaluation while training: greedy episodes, but for `epsilon`, on a published policy."""
 
     episodes: int | None = None
-    """Episodes per evaluation; None: 20, or what the environment's line asks for (Pendulum-v1:
-    100).
-    """
+    """Episodes per evaluation; None: 20, Atari games 10, Pendulum-v1, whose starts vary, 100."""
     every_steps: int = 1000
     """Environment steps between two evaluations, at least."""
     share: float = 0.2
@@ -514,15 +512,9 @@ class EvalConfig:
     longest_episode: int = 27_000
     """Steps after which an evaluation episode that does not end is cut."""
     epsilon: float | None = None
-    """Share of random actions in these episodes; None: 0.01 in Atari games, which without them may
-    repeat one rally until they are cut, else 0.
+    """Share of random actions in these episodes; None: 0.01 in Atari games without sticky actions,
+    which may repeat one rally until they are cut, else 0.
     """
-
-    def epsilon_of(self, atari: bool) -> float:
-        """The share of random actions in this kind of environment."""
-        if self.epsilon is not None:
-            return self.epsilon
-        return 0.01 if atari else 0.0
 
     def __post_init__(self) -> None:
         _check_types(self, "eval.")

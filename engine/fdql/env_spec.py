@@ -34,6 +34,7 @@ class EnvSpec:
     image             (channels, height, width) of an observation that is an image, else None:
                       obs_dim counts its numbers, which are stored as uint8, channel by channel
     stack             newest images that the network sees at once
+    eval_epsilon      share of random actions in these episodes (docs/adr/0021)
     atari             training sees the sign of a reward, and a lost life as the episode's end
     """
 
@@ -51,6 +52,7 @@ class EnvSpec:
     image: tuple[int, int, int] | None = None
     stack: int = 1
     atari: bool = False
+    eval_epsilon: float = 0.0
 
     @property
     def to_row(self) -> ToRow:

@@ -33,11 +33,18 @@ SMALLER = (
     "factory make images smaller"
 )
 ATARI_EPISODES = 10  # of an evaluation: a game takes up to 27,000 steps
+ATARI_EPSILON = 0.01  # of an evaluation, where nothing else is random: docs/adr/0021
 
 
 def is_factory(env: str) -> bool:
     """True for module:factory; module:Name-v0 is Gymnasium's own notation for an id."""
     return ":" in env and not re.search(r"-v\d+$", env)
+
+
+def sticky_actions(made: Env) -> float:
+    """Chance that a game of ale-py repeats the last action instead of the one that it is given."""
+    ale: Any = made.unwrapped.ale  # type: ignore[attr-defined]
+    return float(ale.getFloat("repeat_action_probability"))
 
 
 def make_env(env: str, render_mode: str | None = None) -> Env:
@@ -156,6 +163,7 @@ def describe(env: str, made: Env) -> EnvSpec:
     common: dict[str, Any] = {
         "env": env, "obs_dim": obs_dim, "obs_shape": tuple(obs.shape), "image": image,
         "stack": stack, "atari": atari, "return_threshold": threshold, "eval_episodes": line[1],
+        "eval_epsilon": ATARI_EPSILON if atari and not sticky_actions(made) else 0.0,
     }  # fmt: skip
     if isinstance(act, gym.spaces.Discrete):
         if act.n < 2:

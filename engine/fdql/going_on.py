@@ -39,14 +39,20 @@ class NeverSaved(CannotGoOn):
 
 
 def run_config(run_dir: Path | str) -> Config:
-    """The settings that a run has in its config.toml. Raises ConfigError."""
+    """The settings that a run has in its config.toml. Raises ConfigError.
+
+    One that names no `eval.epsilon` was evaluated greedily and stays so: its scores are compared.
+    """
     run_dir = Path(run_dir)
     if not (run_dir / "config.toml").is_file():
         raise ConfigError(
             f"run = {str(run_dir)!r}: there is no config.toml in it, so it is no run's folder; "
             "runs/<env>/<time>-<seed> works"
         )
-    return replace(load_toml(run_dir / "config.toml"), run_dir=str(run_dir))
+    kept = load_toml(run_dir / "config.toml")
+    if kept.eval.epsilon is None:
+        kept = replace(kept, eval=replace(kept.eval, epsilon=0.0))
+    return replace(kept, run_dir=str(run_dir))
 
 
 def newest_checkpoint(run_dir: Path, say: Callable[[str], None]) -> Found:

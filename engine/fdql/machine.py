@@ -130,7 +130,7 @@ def resolve(
 
 def _for_environment(config: Config, env: EnvSpec | None, pixels: bool) -> Config:
     """The numbers that the kind of environment decides, where none are given (docs/adr/0012,
-    0013, 0016).
+    0013, 0016, 0021).
     """
     sac, ratio = config.sac, config.samples_per_insert
     rate, pessimism = sac.step_size, sac.pessimism
@@ -141,7 +141,11 @@ def _for_environment(config: Config, env: EnvSpec | None, pixels: bool) -> Confi
         ratio = LARGE_RATIO
     if env is not None and sac.head == "hl_gauss":
         pessimism = sac.pessimism_for(env.discrete)
-    return replace(config, ratio=ratio, sac=replace(sac, learning_rate=rate, pessimism=pessimism))
+    sac, played = replace(sac, learning_rate=rate, pessimism=pessimism), config.eval
+    if env is not None:
+        epsilon = env.eval_epsilon if played.epsilon is None else played.epsilon
+        played = replace(played, episodes=played.episodes or env.eval_episodes, epsilon=epsilon)
+    return replace(config, ratio=ratio, sac=sac, eval=played)
 
 
 def check_descriptors(config: Config) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -226,13 +226,15 @@ def environment_of(policy: Policy, env: str | None = None, seed: int = 0) -> Env
     return spec
 
 
-def check_numbers(episodes: int, seed: int) -> None:
+def check_numbers(episodes: int, seed: int, epsilon: float) -> None:
     """Raises ConfigError for numbers that no evaluation can have."""
     whole = isinstance(episodes, Integral) and not isinstance(episodes, bool)
     if not (whole and 1 <= episodes <= MOST_EPISODES):
         raise ConfigError(
             f"episodes = {episodes!r}: must be a whole number in 1..{MOST_EPISODES}; 20 works"
         )
+    if not (isinstance(epsilon, Real) and 0 <= epsilon <= 1):
+        raise ConfigError(f"epsilon = {epsilon!r}: must be in [0, 1]; 0.01 works")
     Config(seed=seed)  # the rule of a run's
 
 
@@ -241,14 +243,14 @@ def evaluate(
 ) -> Evaluation:
     """Play `episodes` episodes, in `env` or in the one it was trained on, from other starts than
     those that chose the best policy: greedy ones, but for `policy.epsilon`, the share of random
-    actions that its run played with (`eval.epsilon`: 0.01 in Atari games, else 0).
+    actions that its run evaluated with (its setting `eval.epsilon`).
 
     Raises ConfigError as environment_of does and for wrong numbers, EnvFailedError where the
     environment raises, BadValueError where it returns what cannot be used.
     """
     if not isinstance(policy, Policy):
         raise ConfigError(f"policy = {policy!r}: must be a fdql.Policy; fdql.load(run) gives it")
-    check_numbers(episodes, seed)
+    check_numbers(episodes, seed, policy.epsilon)
     spec = environment_of(policy, env, seed)
     discount, longest, epsilon = policy.discount, policy.longest_episode, policy.epsilon
     return play(policy.network, spec, int(episodes), int(seed), discount, longest, epsilon)

@@ -25,7 +25,7 @@ class EvalArguments:
     rank.
     """
     epsilon: float | None = None
-    """Share of random actions; None: as in the run's evaluations, 0.01 in Atari games, else 0."""
+    """Share of random actions, 0: greedy; None: as in the run's evaluations (eval.epsilon)."""
     video: bool = False
     """Film the first episode too, into videos/ of the run folder."""
 
@@ -36,16 +36,14 @@ def run(words: list[str]) -> int:
 
     positional = (tyro.conf.PositionalRequiredArgs,)
     a = tyro.cli(EvalArguments, args=words, prog="fdql eval", config=positional)
-    from fdql.config import EvalConfig
     from fdql.play import check_numbers, evaluate, load
     from fdql.probe import own_frames
     from fdql.proc.arena import EnvFailedError
 
-    check_numbers(a.episodes, a.seed)
-    asked = EvalConfig(epsilon=a.epsilon).epsilon  # by the rule of a run's
+    check_numbers(a.episodes, a.seed, a.epsilon or 0.0)
     policy, film = load(a.run, a.which), ""
-    if asked is not None:
-        policy = replace(policy, epsilon=asked)
+    if a.epsilon is not None:
+        policy = replace(policy, epsilon=a.epsilon)
     try:
         if a.video:  # first: what cannot be drawn is said before anything is played
             from fdql.video import record
@@ -63,7 +61,7 @@ def run(words: list[str]) -> int:
         f"({interval}min {result.returns.min():.1f}, max {result.returns.max():.1f}, "
         f"mean length {result.lengths.mean():.0f})"
         + (f"; {result.cut} cut after {policy.longest_episode:,} steps" if result.cut else "")
-        + (f"; {policy.epsilon:.1%} of the actions random" if policy.epsilon else "")
+        + (f"; {policy.epsilon:g} of the actions random" if policy.epsilon else "")
     )
     if film:
         print(film)
