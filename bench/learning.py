@@ -8,8 +8,8 @@ The rule: the clock starts when the run's command is started, so imports, proces
 evaluations count, and stops at the end of the first evaluation whose mean return reaches the line.
 It is this command's clock for everyone: every 20 ms it looks at the file to which the run appends
 its evaluations. An evaluation is 20 greedy episodes (Pendulum-v1: 100; Atari: 10, without sticky
-actions one action in 100 of them random) from fixed starts, the same for everyone. HalfCheetahBulletEnv-v0
-has no line: its runs take --max-seconds, and their curves are compared.
+actions one action in 100 of them random) from fixed starts, the same for everyone.
+HalfCheetahBulletEnv-v0 has no line: its runs take --max-seconds, and their curves are compared.
 
 fdql runs with its defaults: `python main.py --env E --seed S --stop-at-return LINE`; "serial" adds
 --serial, "fdql-cold" starts without the cache of compiled kernels. It evaluates at most every 1000
