@@ -1,4 +1,4 @@
-"""bench/novel.py: what is hidden and what is not."""
+"""bench/novel.py: what is hidden and what is not; bench/bitflip.py: when the goal is reached."""
 
 from __future__ import annotations
 
@@ -42,3 +42,24 @@ def test_velocities_are_hidden_in_every_frame(
         assert rest[:3] == plain_rest[:3]
     env.close()
     same.close()
+
+
+def test_bits_are_flipped_until_they_are_the_goal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCH))
+    import bitflip
+
+    env = bitflip.BitFlip15()
+    for seed in range(20):
+        first, _ = env.reset(seed=seed)
+        assert np.array_equal(env.reset(seed=seed)[0], first)
+        wrong = np.flatnonzero(first[:15] != first[15:])
+        assert len(wrong)
+        for k in wrong:
+            obs, reward, reached, _, _ = env.step(k)
+            assert env.observation_space.contains(obs)
+            assert (reward, reached) == ((1.0, True) if k == wrong[-1] else (0.0, False))
+        assert np.array_equal(obs[:15], first[15:])
+        assert np.array_equal(obs[15:], first[15:])
+    env.reset(seed=0)
+    ends = [env.step(0)[3] for _ in range(15)]
+    assert ends == [False] * 14 + [True]

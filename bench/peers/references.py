@@ -49,6 +49,7 @@ REFERENCES = {
     "bench.novel:CartPoleNoVel": Reference(22.7, 500.0, "PPO-LSTM, 100k steps, zoo"),
     "bench.novel:PendulumNoVel": Reference(-1208.0, -217.9, "PPO-LSTM, 100k steps, zoo"),
     "bench.novel:MountainCarContinuousNoVel": Reference(-33.0, 91.5, "PPO-LSTM, 300k steps, zoo"),
+    "bench.bitflip:BitFlip15": Reference(0.0, 1.0, "DQN with HER, Andrychowicz 2017"),
     "PongNoFrameskip-v4": Reference(-20.7, 20.99, "PPO, 10M steps, zoo"),
     "BreakoutNoFrameskip-v4": Reference(1.7, 461.9, "C51, 10M steps, CleanRL"),
     "ALE/Pong-v5": Reference(-20.7, 20.5, "IMPALA-IQN, 200M frames, Dopamine"),

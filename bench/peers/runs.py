@@ -59,6 +59,7 @@ TASKS = {
     "bench.novel:CartPoleNoVel": Task(line=429.0, peers=()),
     "bench.novel:PendulumNoVel": Task(line=-366.0, peers=()),
     "bench.novel:MountainCarContinuousNoVel": Task(line=73.0, peers=()),
+    "bench.bitflip:BitFlip15": Task(line=0.85, peers=()),
     "PongNoFrameskip-v4": _game(14.7),
     "BreakoutNoFrameskip-v4": _game(393.0),
     "BeamRiderNoFrameskip-v4": _game(14_609.0),
