@@ -175,8 +175,8 @@ class Arena:
         except (Exception, SystemExit) as error:
             raise self.failed(self._place(episode, 0), error) from error
         self.lives[i] = info.get("lives", 0)
-        # Not the environment's own stream, which begins with the seed alone.
-        self.whims[i] = np.random.default_rng([self.seeds[episode], 1])
+        if self.epsilon:  # not the environment's own stream, which begins with the seed alone
+            self.whims[i] = np.random.default_rng([self.seeds[episode], 1])
         self.stacks.reset(i, self._row(first, episode, 0))
 
     def _stray(self, live: list[int], actions: NDArray[Any]) -> None:

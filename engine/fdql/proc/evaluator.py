@@ -67,8 +67,8 @@ class Evaluator:
         self.policy = Policy(plan.net, np.zeros(plan.policy_size, dtype=np.float32))
         episodes = config.eval.episodes or plan.env.eval_episodes
         seeds = start_seeds(config.seed, WHILE_TRAINING, episodes)
-        longest, discount = config.eval.longest_episode, config.sac.discount
-        self.arena = Arena(plan.env, seeds, longest, discount, plan.eval_epsilon)
+        longest, epsilon = config.eval.longest_episode, config.eval.epsilon or 0.0
+        self.arena = Arena(plan.env, seeds, longest, config.sac.discount, epsilon)
         governor = Governor(config, plan.base)
         self.first_version = 1 if governor.free else governor.due(config.explore.warmup_steps)
         self.every_steps = config.eval.every_steps

@@ -145,16 +145,10 @@ class RunPlan:
         """float32 values of a published policy."""
         return size_of(policy_shapes(self.net))
 
-    @property
-    def eval_epsilon(self) -> float:
-        """Share of random actions in evaluation episodes."""
-        given = self.config.eval.epsilon
-        return self.env.eval_epsilon if given is None else given
-
     def policy_facts(self) -> dict[str, Any]:
         """What a policy file says beside its numbers: enough to act with it."""
-        sac, longest = self.config.sac, self.config.eval.longest_episode
-        played = {"longest_episode": longest, "epsilon": self.eval_epsilon}
+        sac, evals = self.config.sac, self.config.eval
+        played = {"longest_episode": evals.longest_episode, "epsilon": evals.epsilon or 0.0}
         facts = {"env": self.env.to_dict(), "net": sac.net_shape, "discount": sac.discount}
         return {"format": 4} | played | facts
 
